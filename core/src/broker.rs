@@ -1,0 +1,365 @@
+//! The broker seam: what Sluice needs of a message broker, and no more than NATS JetStream and RabbitMQ both
+//! keep. One contract suite in `broker/tests` proves each promise on real servers.
+
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::clock::UnixMs;
+use crate::codec::ContentType;
+use crate::envelope::Malformed;
+use crate::{Envelope, ErrorCode, JobId, Lane, ModelName, ReplyTo, RequestId};
+
+/// What a broker operation may end with.
+pub type Result<T> = std::result::Result<T, BrokerError>;
+
+/// Why a broker did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// No connection.
+    #[error("no broker answers at `{url}`")]
+    Unreachable {
+        /// The URL, without secrets.
+        url: String,
+        /// What the client saw.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The model's queue holds as much as its limits allow. Submit again later.
+    #[error("the queue of model `{0}` is full: submit again later")]
+    QueueFull(ModelName),
+    /// There is no queue for this model.
+    #[error("there is no model `{0}`: no queue of that name exists on this broker")]
+    UnknownModel(ModelName),
+    /// The message is larger than the queue or the broker takes.
+    #[error("a message of {size} bytes is too large: {limit}")]
+    TooLarge {
+        /// Body and headers.
+        size: usize,
+        /// Who says so, and how much is taken.
+        limit: String,
+    },
+    /// These credentials may not do this.
+    #[error("the broker denies this: {0}")]
+    Denied(String),
+    /// The broker did not answer in time; whether it did what was asked is not known.
+    #[error("the broker did not answer in time: {0}")]
+    TimedOut(String),
+    /// An address, a URL or a limit that cannot be used.
+    #[error("{0}")]
+    Unusable(String),
+    /// Anything else.
+    #[error("{what}")]
+    Other {
+        /// What was being done.
+        what: String,
+        /// What the client saw.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl BrokerError {
+    /// Whether the same call may succeed later without anybody changing anything.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            BrokerError::Unreachable { .. }
+            | BrokerError::QueueFull(_)
+            | BrokerError::TimedOut(_)
+            | BrokerError::Other { .. } => true,
+            BrokerError::UnknownModel(_)
+            | BrokerError::TooLarge { .. }
+            | BrokerError::Denied(_)
+            | BrokerError::Unusable(_) => false,
+        }
+    }
+}
+
+/// What a model's queue takes before it refuses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueLimits {
+    /// Requests over all lanes.
+    pub length: u64,
+    /// Bytes of one request, headers included.
+    pub message_bytes: u64,
+}
+
+/// A request on its way to a queue.
+#[derive(Debug, Clone)]
+pub struct Submission {
+    /// Which model is asked.
+    pub model: ModelName,
+    /// Names this attempt to publish; repeating it within the broker's window stores nothing twice. See [`Submission::again`].
+    pub submission_id: String,
+    /// The headers.
+    pub envelope: Envelope,
+    /// The body.
+    pub body: Bytes,
+}
+
+impl Submission {
+    /// A first submission of a request: its submission id is the request's id.
+    pub fn new(model: ModelName, envelope: Envelope, body: Bytes) -> Self {
+        Self { model, submission_id: envelope.id.as_str().to_owned(), envelope, body }
+    }
+
+    /// The same request asked again because its answer was lost, for the `n`-th time. It needs a submission id of its
+    /// own: a broker swallows a repeated one even though the original is long done, and no answer would ever come.
+    /// Look for a stored result first.
+    pub fn again(&self, n: u32) -> Self {
+        Self { submission_id: format!("{}.{n}", self.envelope.id), ..self.clone() }
+    }
+}
+
+/// The broker has stored a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Receipt {
+    /// It is queued.
+    Queued,
+    /// The same submission was accepted earlier, and has perhaps been answered.
+    Duplicate,
+}
+
+/// An answer, as a worker sends and a caller receives it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reply {
+    /// The request's id.
+    pub id: RequestId,
+    /// `None` if the body is a response, else the error's code.
+    pub error: Option<ErrorCode>,
+    /// The encoding of the body.
+    pub content_type: ContentType,
+    /// The body.
+    pub body: Bytes,
+    /// W3C Trace Context of the request.
+    pub traceparent: Option<String>,
+}
+
+/// What became of a reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replied {
+    /// Handed to a live caller, or stored.
+    Sent,
+    /// A result under this id was stored before; that one stands.
+    AlreadyStored,
+}
+
+/// What a worker received.
+pub struct Delivery {
+    /// The headers, if they can be served.
+    pub envelope: std::result::Result<Envelope, Box<Malformed>>,
+    /// The lane of the queue that it came by.
+    pub lane: Lane,
+    /// The body.
+    pub body: Bytes,
+    /// Attempts charged to it before this one.
+    pub charged: u32,
+    /// When the broker stored it.
+    pub queued: SystemTime,
+    /// The claim on it. While this lives, it is renewed as often as the broker wants; dropped unsettled, the broker
+    /// delivers the request again after a while and charges an attempt.
+    pub hold: Box<dyn Hold>,
+}
+
+/// The claim on a delivery. Settling consumes it: a second settle cannot be written.
+#[async_trait]
+pub trait Hold: Send + Sync {
+    /// Ends the claim.
+    async fn settle(self: Box<Self>, settlement: Settlement) -> Result<()>;
+}
+
+/// How a delivery ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settlement {
+    /// Its reply is stored: remove it.
+    Done,
+    /// Deliver it again after a delay; an attempt is charged.
+    Retry(Duration),
+    /// Deliver it again at once, to anyone; no attempt is charged, and it keeps its place where the broker can.
+    GiveBack,
+    /// Store it as a dead letter, then remove it.
+    Dead(Death),
+}
+
+/// Why, where and when a request was given up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Death {
+    /// The kind of reason.
+    pub code: ErrorCode,
+    /// The reason in words.
+    pub reason: String,
+    /// Attempts charged, this one included.
+    pub attempts: u32,
+    /// The host that gave up.
+    pub host: String,
+    /// When.
+    pub at: UnixMs,
+}
+
+/// A stream of deliveries over all lanes of a model.
+#[async_trait]
+pub trait Consumer: Send {
+    /// The next delivery. Never ends while the queue exists: through outages it waits. Cancel-safe.
+    async fn next(&mut self) -> Result<Delivery>;
+
+    /// Sets how many unsettled deliveries there may be, from now on.
+    fn set_credit(&mut self, credit: usize);
+
+    /// Asks for no more. What the broker had sent already is given back.
+    async fn stop(self: Box<Self>);
+}
+
+/// A number, or why it is not known. Unknown is not zero.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reading<T> {
+    /// As the broker said.
+    Known(T),
+    /// The reason.
+    Unknown(String),
+}
+
+impl<T> Reading<T> {
+    /// The number, if known.
+    pub fn known(self) -> Option<T> {
+        match self {
+            Reading::Known(value) => Some(value),
+            Reading::Unknown(_) => None,
+        }
+    }
+}
+
+/// How far one lane of a model lags.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneDepth {
+    /// Which lane.
+    pub lane: Lane,
+    /// Requests that nobody has taken yet.
+    pub ready: Reading<u64>,
+    /// Requests taken and not settled; on NATS those waiting for a retry are among them.
+    pub in_flight: Reading<u64>,
+    /// The age of the oldest request that is not settled; zero if there is none.
+    pub oldest: Reading<Duration>,
+    /// When this was read.
+    pub read_at: SystemTime,
+}
+
+/// A request that was given up, as kept.
+#[derive(Debug, Clone)]
+pub struct DeadLetter {
+    /// Its place in the dead letters.
+    pub sequence: u64,
+    /// The request's id as it stood in the header, even if it was malformed.
+    pub id: String,
+    /// Why it was given up.
+    pub death: Death,
+    /// All headers, in order of their names.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub body: Bytes,
+}
+
+/// A caller's end: replies as they arrive.
+#[async_trait]
+pub trait Replies: Send {
+    /// What to put into a request so that its answer comes here.
+    fn reply_to(&self) -> ReplyTo;
+
+    /// The next reply. Waits through outages. Cancel-safe.
+    async fn next(&mut self) -> Result<Reply>;
+}
+
+/// A control message, and where an answer to it goes.
+pub struct Signal {
+    /// What it says.
+    pub payload: Bytes,
+    /// Answers it; `None` if nobody waits for an answer.
+    pub answer: Option<Box<dyn Answer>>,
+}
+
+/// The way back to one that asked.
+#[async_trait]
+pub trait Answer: Send {
+    /// Sends the answer.
+    async fn send(self: Box<Self>, payload: Bytes) -> Result<()>;
+}
+
+/// Control messages of one topic.
+#[async_trait]
+pub trait Signals: Send {
+    /// The next one. Those sent while nobody listened are gone. Cancel-safe.
+    async fn next(&mut self) -> Result<Signal>;
+}
+
+/// A leadership lease. Dropping it stops the renewal.
+#[async_trait]
+pub trait Leadership: Send + Sync {
+    /// Grows at each takeover.
+    fn term(&self) -> u64;
+
+    /// Whether the lease is still held, by this machine's own clock: a holder that was paused gets `false` before
+    /// it can act. Ask right before each act.
+    fn holds(&self) -> bool;
+
+    /// Waits until the lease is lost.
+    async fn lost(&self);
+
+    /// Gives the lease up, so that another takes over at once.
+    async fn resign(self: Box<Self>) -> Result<()>;
+}
+
+/// A message broker.
+#[async_trait]
+pub trait Broker: Send + Sync {
+    /// The URL that it was reached by, without secrets.
+    fn url(&self) -> &str;
+
+    /// Creates a model's queue, or changes its limits in place. Idempotent.
+    async fn ensure_queue(&self, model: &ModelName, limits: &QueueLimits) -> Result<()>;
+
+    /// Removes a model's queue and what waits in it. Idempotent.
+    async fn remove_queue(&self, model: &ModelName) -> Result<()>;
+
+    /// The models that have queues, sorted.
+    async fn queues(&self) -> Result<Vec<ModelName>>;
+
+    /// Returns once the request is stored. A full queue, an unknown model and too large a message are three distinct
+    /// errors, at once.
+    async fn submit(&self, submission: Submission) -> Result<Receipt>;
+
+    /// Takes requests, at most `credit` unsettled ones, the high lane preferred without starving the others.
+    async fn consume(&self, model: &ModelName, credit: usize) -> Result<Box<dyn Consumer>>;
+
+    /// Sends an answer; a durable one is stored when this returns.
+    async fn reply(&self, to: &ReplyTo, reply: &Reply) -> Result<Replied>;
+
+    /// How far each lane lags.
+    async fn depth(&self, model: &ModelName) -> Result<Vec<LaneDepth>>;
+
+    /// A live caller's address. Answers that come while it is not connected are lost.
+    async fn inbox(&self) -> Result<Box<dyn Replies>>;
+
+    /// The durable results of a job, from its first.
+    async fn results(&self, job: &JobId) -> Result<Box<dyn Replies>>;
+
+    /// One durable result, if it is stored.
+    async fn stored_result(&self, job: &JobId, id: &RequestId) -> Result<Option<Reply>>;
+
+    /// The newest dead letters of a model, the newest first.
+    async fn dead_letters(&self, model: &ModelName, limit: usize) -> Result<Vec<DeadLetter>>;
+
+    /// Tells everyone who listens to `topic` now.
+    async fn signal(&self, topic: &str, payload: Bytes) -> Result<()>;
+
+    /// Listens to `topic`; when this returns, what is sent arrives.
+    async fn listen(&self, topic: &str) -> Result<Box<dyn Signals>>;
+
+    /// Asks one of those who listen to `topic`; `None` if nobody answers in time.
+    async fn ask(&self, topic: &str, payload: Bytes, limit: Duration) -> Result<Option<Bytes>>;
+
+    /// Waits until this holder leads `office`.
+    async fn lead(&self, office: &str, holder: &str) -> Result<Box<dyn Leadership>>;
+
+    /// Sends what is still on its way out, then disconnects.
+    async fn close(&self) -> Result<()>;
+}

@@ -1,0 +1,274 @@
+//! What travels in headers, so that routing never decodes a tensor. Every header's name stands here.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::clock::UnixMs;
+use crate::codec::ContentType;
+use crate::names::NameError;
+use crate::{JobId, Lane, RequestId};
+
+/// The request's id (CloudEvents 1.0, binary mode): the idempotency key.
+pub const ID: &str = "ce-id";
+/// Who sent it, as a URI reference (CloudEvents 1.0).
+pub const SOURCE: &str = "ce-source";
+/// What it is (CloudEvents 1.0): [`REQUEST_TYPE`] or [`REPLY_TYPE`].
+pub const TYPE: &str = "ce-type";
+/// Always `1.0` (CloudEvents 1.0).
+pub const SPEC_VERSION: &str = "ce-specversion";
+/// `application/msgpack` (default) or `application/json`.
+pub const CONTENT_TYPE: &str = "content-type";
+/// Where the answer goes: `inbox:<address>` or `results:<job>`.
+pub const REPLY_TO: &str = "sluice-reply-to";
+/// Unix milliseconds after which nobody wants the answer.
+pub const DEADLINE: &str = "sluice-deadline";
+/// How many rows the body holds; a hint for credit, the body is the truth. Absent means 1.
+pub const ROWS: &str = "sluice-rows";
+/// The lane, where the queue's name does not say it.
+pub const LANE: &str = "sluice-lane";
+/// Whose request it is, for accounting.
+pub const TENANT: &str = "sluice-tenant";
+/// The model version that must answer; absent for whichever serves.
+pub const VERSION: &str = "sluice-version";
+/// Attempts charged so far, where the broker does not count them.
+pub const ATTEMPTS: &str = "sluice-attempts";
+/// W3C Trace Context.
+pub const TRACEPARENT: &str = "traceparent";
+/// On a reply: `OK`, or the error's code.
+pub const STATUS: &str = "sluice-status";
+/// On a dead letter: the code and the reason, the host that gave up, and when (Unix milliseconds).
+pub const DEAD_CODE: &str = "sluice-dead-code";
+/// See [`DEAD_CODE`].
+pub const DEAD_REASON: &str = "sluice-dead-reason";
+/// See [`DEAD_CODE`].
+pub const DEAD_HOST: &str = "sluice-dead-host";
+/// See [`DEAD_CODE`].
+pub const DEAD_AT: &str = "sluice-dead-at";
+
+/// The `ce-type` of a request.
+pub const REQUEST_TYPE: &str = "sluice.inference.request";
+/// The `ce-type` of a reply.
+pub const REPLY_TYPE: &str = "sluice.inference.reply";
+/// The value of [`STATUS`] on a reply that carries tensors.
+pub const STATUS_OK: &str = "OK";
+
+/// Where an answer goes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum ReplyTo {
+    /// A live caller's address on the broker. If the caller is gone, so is the answer.
+    Inbox(String),
+    /// The durable results of a job.
+    Results(JobId),
+}
+
+impl fmt::Display for ReplyTo {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ReplyTo::Inbox(address) => write!(formatter, "inbox:{address}"),
+            ReplyTo::Results(job) => write!(formatter, "results:{job}"),
+        }
+    }
+}
+
+impl FromStr for ReplyTo {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some(("inbox", address)) if !address.is_empty() => Ok(ReplyTo::Inbox(address.to_owned())),
+            Some(("results", job)) => Ok(ReplyTo::Results(job.parse().map_err(|error: NameError| error.to_string())?)),
+            _ => {
+                let given: String = text.chars().take(80).collect();
+                Err(format!("`{given}` is neither `inbox:<address>` nor `results:<job>`"))
+            }
+        }
+    }
+}
+
+/// A request's headers, read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Envelope {
+    /// The idempotency key.
+    pub id: RequestId,
+    /// How the body is encoded.
+    pub content_type: ContentType,
+    /// Where the answer goes; a request without one can only be dead-lettered.
+    pub reply_to: Option<ReplyTo>,
+    /// After this nobody wants the answer.
+    pub deadline: Option<UnixMs>,
+    /// The queue it came by.
+    pub lane: Lane,
+    /// Rows in the body, as its sender says.
+    pub rows: u32,
+    /// Whose request it is.
+    pub tenant: Option<String>,
+    /// The model version wanted.
+    pub version: Option<String>,
+    /// Who sent it.
+    pub source: Option<String>,
+    /// W3C Trace Context, passed on to the reply.
+    pub traceparent: Option<String>,
+}
+
+/// Headers that cannot be served, with as much as is needed to tell the sender so.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Malformed {
+    /// The id, if there was one that can be used.
+    pub id: Option<RequestId>,
+    /// Where the refusal goes.
+    pub reply_to: Option<ReplyTo>,
+    /// The encoding of the refusal.
+    pub content_type: ContentType,
+    /// Which header is wrong and what would be right.
+    pub reason: String,
+}
+
+impl Envelope {
+    /// An envelope with defaults for all that a request may leave out.
+    pub fn new(id: RequestId) -> Self {
+        Self {
+            id,
+            content_type: ContentType::default(),
+            reply_to: None,
+            deadline: None,
+            lane: Lane::default(),
+            rows: 1,
+            tenant: None,
+            version: None,
+            source: None,
+            traceparent: None,
+        }
+    }
+
+    /// Reads headers by name. `lane` is that of the queue, which knows better than any header.
+    pub fn read<'h>(lane: Lane, header: impl Fn(&str) -> Option<&'h str>) -> Result<Self, Box<Malformed>> {
+        let mut faults = Vec::new();
+        let mut note = |name: &str, reason: String| faults.push(format!("header `{name}`: {reason}"));
+        let id = match header(ID).map(str::parse::<RequestId>) {
+            Some(Ok(id)) => Some(id),
+            Some(Err(error)) => {
+                note(ID, error.to_string());
+                None
+            }
+            None => {
+                note(ID, "is missing: every request carries an id".into());
+                None
+            }
+        };
+        let reply_to = header(REPLY_TO).and_then(|text| text.parse().map_err(|error| note(REPLY_TO, error)).ok());
+        let content_type = match header(CONTENT_TYPE).map(str::parse) {
+            Some(Ok(content_type)) => content_type,
+            Some(Err(error)) => {
+                note(CONTENT_TYPE, error);
+                ContentType::default()
+            }
+            None => ContentType::default(),
+        };
+        let deadline = header(DEADLINE).and_then(|text| match text.parse() {
+            Ok(deadline) => Some(deadline),
+            Err(_) => {
+                note(DEADLINE, format!("`{}` is not Unix time in milliseconds", short(text)));
+                None
+            }
+        });
+        let owned = |name: &str| header(name).map(str::to_owned);
+        match id {
+            Some(id) if faults.is_empty() => Ok(Self {
+                id,
+                content_type,
+                reply_to,
+                deadline,
+                lane,
+                rows: header(ROWS).and_then(|text| text.parse().ok()).filter(|rows| *rows > 0).unwrap_or(1),
+                tenant: owned(TENANT),
+                version: owned(VERSION),
+                source: owned(SOURCE),
+                traceparent: owned(TRACEPARENT),
+            }),
+            id => Err(Box::new(Malformed { id, reply_to, content_type, reason: faults.join("; ") })),
+        }
+    }
+
+    /// Writes every header that says more than its default, and those that CloudEvents requires.
+    pub fn write(&self, mut put: impl FnMut(&'static str, &str)) {
+        put(ID, self.id.as_str());
+        put(SPEC_VERSION, "1.0");
+        put(TYPE, REQUEST_TYPE);
+        put(SOURCE, self.source.as_deref().unwrap_or("/sluice"));
+        put(CONTENT_TYPE, self.content_type.as_str());
+        if let Some(reply_to) = &self.reply_to {
+            put(REPLY_TO, &reply_to.to_string());
+        }
+        if let Some(deadline) = self.deadline {
+            put(DEADLINE, &deadline.to_string());
+        }
+        if self.rows != 1 {
+            put(ROWS, &self.rows.to_string());
+        }
+        for (name, value) in [(TENANT, &self.tenant), (VERSION, &self.version), (TRACEPARENT, &self.traceparent)] {
+            if let Some(value) = value {
+                put(name, value);
+            }
+        }
+    }
+
+    /// Whether its deadline has passed.
+    pub fn expired(&self, now: UnixMs) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= now)
+    }
+}
+
+fn short(text: &str) -> String {
+    text.chars().take(40).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    fn written(envelope: &Envelope) -> HashMap<&'static str, String> {
+        let mut headers = HashMap::new();
+        envelope.write(|name, value| {
+            headers.insert(name, value.to_owned());
+        });
+        headers
+    }
+
+    #[test]
+    fn an_envelope_survives_its_headers() {
+        let full = Envelope {
+            content_type: ContentType::Json,
+            reply_to: Some(ReplyTo::Results("job-1".parse().expect("a job"))),
+            deadline: Some(1_700_000_000_000),
+            lane: Lane::High,
+            rows: 32,
+            tenant: Some("lab".into()),
+            version: Some("3".into()),
+            source: Some("/camera/7".into()),
+            traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into()),
+            ..Envelope::new("r1".parse().expect("an id"))
+        };
+        let headers = written(&full);
+        let read = Envelope::read(Lane::High, |name| headers.get(name).map(String::as_str)).expect("reads");
+        assert_eq!(read, full);
+        for required in [ID, SOURCE, TYPE, SPEC_VERSION] {
+            assert!(headers.contains_key(required), "CloudEvents requires `{required}`");
+        }
+    }
+
+    #[test]
+    fn every_fault_is_named_and_the_way_back_is_kept() {
+        let headers = HashMap::from([
+            (ID, "a.b"),
+            (REPLY_TO, "inbox:_INBOX.x"),
+            (DEADLINE, "tomorrow"),
+            (CONTENT_TYPE, "text/plain"),
+        ]);
+        let malformed = Envelope::read(Lane::Normal, |name| headers.get(name).copied()).expect_err("malformed");
+        for name in [ID, DEADLINE, CONTENT_TYPE] {
+            assert!(malformed.reason.contains(name), "{}", malformed.reason);
+        }
+        assert_eq!(malformed.reply_to, Some(ReplyTo::Inbox("_INBOX.x".into())));
+    }
+}

@@ -1,0 +1,4 @@
+//! Placeholder.
+pub fn run(_: &[String]) -> anyhow::Result<()> {
+    Ok(())
+}

@@ -1,0 +1,206 @@
+//! Servers and binaries as child processes on free ports in temporary folders, stopped when dropped.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+/// A child process with its log in a file. Dropping it ends the process.
+pub struct Service {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Service {
+    /// Starts `command` with both outputs appended to `<folder>/<name>.log`.
+    pub fn start(name: &str, command: &mut Command, folder: &Path) -> Result<Self> {
+        let log = folder.join(format!("{name}.log"));
+        let output = File::options().create(true).append(true).open(&log)?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()
+            .with_context(|| format!("cannot start {name}: `{}`", command.get_program().display()))?;
+        Ok(Self { name: name.into(), child, log })
+    }
+
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has printed so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Sends a Unix signal.
+    pub fn signal(&self, signal: libc::c_int) {
+        // SAFETY: kill has no memory effects; the child has not been waited for, so its id is still its own.
+        unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
+    }
+
+    /// Whether it has ended, and how.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                bail!("{} has not ended after {limit:?}; its log:\n{}", self.name, tail(&self.log()));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Asks it to stop (SIGTERM) and waits.
+    pub fn stop(&mut self, limit: Duration) -> Result<ExitStatus> {
+        self.signal(libc::SIGTERM);
+        self.wait(limit)
+    }
+
+    /// Ends it at once (SIGKILL), as a crash would.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Waits for a line of the log that contains `text`, and returns that line.
+    pub fn wait_for_line(&mut self, text: &str, limit: Duration) -> Result<String> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let log = self.log();
+            if let Some(line) = log.lines().find(|line| line.contains(text)) {
+                return Ok(line.to_string());
+            }
+            if let Some(status) = self.ended() {
+                bail!("{} ended ({status}) before it printed `{text}`; its log:\n{}", self.name, tail(&log));
+            }
+            if Instant::now() > deadline {
+                bail!("{} did not print `{text}` within {limit:?}; its log:\n{}", self.name, tail(&log));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn tail(log: &str) -> String {
+    let lines: Vec<_> = log.lines().collect();
+    lines[lines.len().saturating_sub(30)..].join("\n")
+}
+
+/// A loopback port that nothing listens on now.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+/// Waits until something accepts connections on a loopback port.
+pub fn wait_for_port(service: &mut Service, port: u16, limit: Duration) -> Result<()> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let deadline = Instant::now() + limit;
+    while TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_err() {
+        if let Some(status) = service.ended() {
+            bail!("{} ended ({status}); its log:\n{}", service.name, tail(&service.log()));
+        }
+        if Instant::now() > deadline {
+            bail!("{} does not accept connections on {address}; its log:\n{}", service.name, tail(&service.log()));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// A nats-server started from one of the files in `broker-config/nats/`, storing below `folder`.
+pub struct NatsServer {
+    service: Option<Service>,
+    binary: PathBuf,
+    config: PathBuf,
+    folder: PathBuf,
+    port: u16,
+    environment: Vec<(String, String)>,
+}
+
+impl NatsServer {
+    /// Starts it on a free port. `environment` fills the configuration's `$VARIABLES`.
+    pub fn start(config: &str, folder: &Path, environment: &[(&str, &str)]) -> Result<Self> {
+        let mut server = Self {
+            service: None,
+            binary: crate::setup::nats_server()?,
+            config: crate::root().join("broker-config/nats").join(config),
+            folder: folder.into(),
+            port: free_port()?,
+            environment: environment.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
+        };
+        server.restart()?;
+        Ok(server)
+    }
+
+    /// Chooses the port and the folder, and does not start yet.
+    pub fn prepare(config: &str, folder: &Path) -> Result<Self> {
+        Ok(Self {
+            service: None,
+            binary: crate::setup::nats_server()?,
+            config: crate::root().join("broker-config/nats").join(config),
+            folder: folder.into(),
+            port: free_port()?,
+            environment: Vec::new(),
+        })
+    }
+
+    /// Starts it again on the same port and store.
+    pub fn restart(&mut self) -> Result<()> {
+        let mut command = Command::new(&self.binary);
+        command.arg("--config").arg(&self.config).args(["--addr", "127.0.0.1", "--port", &self.port.to_string()]);
+        command.arg("--store_dir").arg(self.folder.join("nats"));
+        command.envs(self.environment.iter().map(|(key, value)| (key, value)));
+        let mut service = Service::start("nats-server", &mut command, &self.folder)?;
+        wait_for_port(&mut service, self.port, Duration::from_secs(20))?;
+        self.service = Some(service);
+        Ok(())
+    }
+
+    /// Stops it as an operator would, and waits.
+    pub fn stop(&mut self) -> Result<()> {
+        match self.service.take() {
+            Some(mut service) => service.stop(Duration::from_secs(60)).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends it without warning.
+    pub fn kill(&mut self) {
+        self.service = None;
+    }
+
+    /// The port it listens on.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The URL that clients connect to.
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// Its process id while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.service.as_ref().map(Service::id)
+    }
+}
