@@ -168,7 +168,7 @@ impl NatsServer {
     pub fn restart(&mut self) -> Result<()> {
         let mut command = Command::new(&self.binary);
         command.arg("--config").arg(&self.config).args(["--addr", "127.0.0.1", "--port", &self.port.to_string()]);
-        command.arg("--store_dir").arg(self.folder.join("nats"));
+        command.env("SLUICE_NATS_STORE", self.folder.join("nats"));
         command.envs(self.environment.iter().map(|(key, value)| (key, value)));
         let mut service = Service::start("nats-server", &mut command, &self.folder)?;
         wait_for_port(&mut service, self.port, Duration::from_secs(20))?;

@@ -18,7 +18,7 @@ const RULES: &[(&str, &[&str], &str)] = &[
     ),
     ("sluice-worker", &[], "it links libtorch; others talk to it over the broker"),
     ("sluice-e2e", &[], "nothing is built on the tests"),
-    ("xtask", &["sluice-e2e"], "it serves the repository, not the product"),
+    ("xtask", &["sluice-broker", "sluice-e2e"], "it serves the repository, not the product"),
 ];
 
 #[derive(Deserialize)]

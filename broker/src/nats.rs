@@ -1,0 +1,118 @@
+//! The broker seam on NATS JetStream. One file per operation; `amqp/` will hold files of the same names.
+
+mod connect;
+mod consume;
+mod dead;
+mod depth;
+mod error;
+mod headers;
+mod keep;
+mod lead;
+mod names;
+mod publish;
+mod pull;
+mod queue;
+mod reply;
+mod settle;
+mod signal;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::Client;
+use async_nats::jetstream::Context;
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use sluice_core::broker::{
+    Broker, Consumer, DeadLetter, LaneDepth, Leadership, QueueLimits, Receipt, Replied, Replies, Reply, Result,
+    Signals, Submission,
+};
+use sluice_core::{JobId, ModelName, ReplyTo, RequestId};
+
+use crate::Options;
+pub(crate) use connect::connect;
+
+/// A connection to NATS.
+pub(crate) struct Nats {
+    client: Client,
+    jetstream: Context,
+    options: Options,
+    shown_url: String,
+    /// Grows at each reconnection: what the server held for the old connection is gone.
+    connection: watch::Receiver<u64>,
+    denials: Arc<error::Denials>,
+    keeper: Arc<keep::Keeper>,
+}
+
+#[async_trait]
+impl Broker for Nats {
+    fn url(&self) -> &str {
+        &self.shown_url
+    }
+
+    async fn ensure_queue(&self, model: &ModelName, limits: &QueueLimits) -> Result<()> {
+        queue::ensure(self, model, limits).await
+    }
+
+    async fn remove_queue(&self, model: &ModelName) -> Result<()> {
+        queue::remove(self, model).await
+    }
+
+    async fn queues(&self) -> Result<Vec<ModelName>> {
+        queue::list(self).await
+    }
+
+    async fn submit(&self, submission: Submission) -> Result<Receipt> {
+        publish::submit(self, submission).await
+    }
+
+    async fn consume(&self, model: &ModelName, credit: usize) -> Result<Box<dyn Consumer>> {
+        Ok(Box::new(consume::open(self, model, credit).await?))
+    }
+
+    async fn reply(&self, to: &ReplyTo, reply: &Reply) -> Result<Replied> {
+        reply::send(self, to, reply).await
+    }
+
+    async fn depth(&self, model: &ModelName) -> Result<Vec<LaneDepth>> {
+        depth::read(self, model).await
+    }
+
+    async fn inbox(&self) -> Result<Box<dyn Replies>> {
+        Ok(Box::new(reply::inbox(self).await?))
+    }
+
+    async fn results(&self, job: &JobId) -> Result<Box<dyn Replies>> {
+        Ok(Box::new(reply::results(self, job).await?))
+    }
+
+    async fn stored_result(&self, job: &JobId, id: &RequestId) -> Result<Option<Reply>> {
+        reply::stored(self, job, id).await
+    }
+
+    async fn dead_letters(&self, model: &ModelName, limit: usize) -> Result<Vec<DeadLetter>> {
+        dead::list(self, model, limit).await
+    }
+
+    async fn signal(&self, topic: &str, payload: Bytes) -> Result<()> {
+        signal::send(self, topic, payload).await
+    }
+
+    async fn listen(&self, topic: &str) -> Result<Box<dyn Signals>> {
+        Ok(Box::new(signal::listen(self, topic).await?))
+    }
+
+    async fn ask(&self, topic: &str, payload: Bytes, limit: Duration) -> Result<Option<Bytes>> {
+        signal::ask(self, topic, payload, limit).await
+    }
+
+    async fn lead(&self, office: &str, holder: &str) -> Result<Box<dyn Leadership>> {
+        Ok(Box::new(lead::lead(self, office, holder).await?))
+    }
+
+    async fn close(&self) -> Result<()> {
+        connect::close(self).await
+    }
+}

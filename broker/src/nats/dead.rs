@@ -1,0 +1,100 @@
+//! Dead letters: stored with all of their headers, and why, where and when they were given up.
+
+use std::collections::VecDeque;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::Context;
+use async_nats::jetstream::consumer::pull;
+use async_nats::jetstream::message::PublishMessage;
+use bytes::Bytes;
+use futures_util::StreamExt;
+
+use sluice_core::broker::{DeadLetter, Death, Result};
+use sluice_core::{ErrorCode, ModelName, envelope};
+
+use super::error::other;
+use super::{Nats, headers, names};
+
+/// Headers that NATS would obey: they concerned the original.
+const NOT_KEPT: &str = "Nats-";
+
+pub(super) async fn store(
+    jetstream: &Context,
+    model: &ModelName,
+    original: &HeaderMap,
+    body: Bytes,
+    death: &Death,
+    sequence: u64,
+) -> Result<()> {
+    let mut all = HeaderMap::new();
+    for (name, values) in original.iter() {
+        if !name.to_string().starts_with(NOT_KEPT) {
+            for value in values {
+                all.append(name.clone(), value.clone());
+            }
+        }
+    }
+    headers::put(&mut all, envelope::DEAD_CODE, death.code.as_str());
+    headers::put(&mut all, envelope::DEAD_REASON, &death.reason);
+    headers::put(&mut all, envelope::DEAD_HOST, &death.host);
+    headers::put(&mut all, envelope::DEAD_AT, &death.at.to_string());
+    headers::put(&mut all, envelope::ATTEMPTS, &death.attempts.to_string());
+    // Were we to die before the original is gone, whoever gets it next does not bury it twice.
+    headers::put(&mut all, headers::SUBMISSION_ID, &format!("{model}.{sequence}.{}", death.attempts));
+    let failed = |error: Box<dyn std::error::Error + Send + Sync>| other("storing a dead letter", error);
+    let publish = PublishMessage::build().payload(body).headers(all);
+    let ack =
+        jetstream.send_publish(names::dead_subject(model), publish).await.map_err(|error| failed(error.into()))?;
+    ack.await.map_err(|error| failed(error.into()))?;
+    Ok(())
+}
+
+pub(super) async fn list(nats: &Nats, model: &ModelName, limit: usize) -> Result<Vec<DeadLetter>> {
+    let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+        nats.denials.explain("$JS.API.", other(format!("reading the dead letters of model `{model}`"), error))
+    };
+    let config = pull::OrderedConfig { filter_subject: names::dead_subject(model), ..Default::default() };
+    let mut consumer =
+        nats.jetstream.create_consumer_on_stream(config, names::DEAD).await.map_err(|error| failed(error.into()))?;
+    let total = consumer.info().await.map_err(|error| failed(error.into()))?.num_pending;
+    let mut newest = VecDeque::new();
+    if total > 0 {
+        let mut messages = consumer.messages().await.map_err(|error| failed(error.into()))?;
+        while let Some(message) = messages.next().await {
+            let message = message.map_err(|error| failed(error.into()))?;
+            let info = message.info().map_err(failed)?;
+            let (sequence, pending) = (info.stream_sequence, info.pending);
+            if newest.len() == limit {
+                newest.pop_back();
+            }
+            let empty = HeaderMap::new();
+            newest.push_front(letter(sequence, message.headers.as_ref().unwrap_or(&empty), message.payload.clone()));
+            if pending == 0 {
+                break;
+            }
+        }
+    }
+    Ok(newest.into())
+}
+
+fn letter(sequence: u64, all: &HeaderMap, body: Bytes) -> DeadLetter {
+    let text = |name: &str| headers::get(all, name).unwrap_or_default().to_owned();
+    let mut listed: Vec<(String, String)> = all
+        .iter()
+        .flat_map(|(name, values)| values.iter().map(move |value| (name.to_string(), value.as_str().to_owned())))
+        .collect();
+    listed.sort();
+    DeadLetter {
+        sequence,
+        id: text(envelope::ID),
+        death: Death {
+            code: text(envelope::DEAD_CODE).parse().unwrap_or(ErrorCode::Internal),
+            reason: text(envelope::DEAD_REASON),
+            attempts: text(envelope::ATTEMPTS).parse().unwrap_or(0),
+            host: text(envelope::DEAD_HOST),
+            at: text(envelope::DEAD_AT).parse().unwrap_or(0),
+        },
+        headers: listed,
+        body,
+    }
+}

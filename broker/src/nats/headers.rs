@@ -1,0 +1,60 @@
+//! Envelopes and replies as NATS headers. Header names are case-sensitive on NATS.
+
+use async_nats::{HeaderMap, HeaderName};
+use bytes::Bytes;
+
+use sluice_core::broker::Reply;
+use sluice_core::codec::ContentType;
+use sluice_core::envelope::{self, Envelope, STATUS_OK};
+
+/// NATS drops a repeated publish with this header within the stream's window.
+pub(super) const SUBMISSION_ID: &str = "Nats-Msg-Id";
+
+pub(super) fn of_envelope(envelope: &Envelope) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    envelope.write(|name, value| put(&mut headers, name, value));
+    headers
+}
+
+/// Inserts a header. A value with a line break cannot stand in a header: it is written without.
+pub(super) fn put(headers: &mut HeaderMap, name: &'static str, value: &str) {
+    let name = HeaderName::from_static(name);
+    if value.contains(['\r', '\n']) {
+        headers.insert(name, value.replace(['\r', '\n'], " "));
+    } else {
+        headers.insert(name, value);
+    }
+}
+
+pub(super) fn get<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    headers.get(name).map(|value| value.as_str())
+}
+
+pub(super) fn of_reply(reply: &Reply) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    put(&mut headers, envelope::ID, reply.id.as_str());
+    put(&mut headers, envelope::STATUS, reply.error.map_or(STATUS_OK, |code| code.as_str()));
+    if reply.content_type != ContentType::default() {
+        put(&mut headers, envelope::CONTENT_TYPE, reply.content_type.as_str());
+    }
+    if let Some(traceparent) = &reply.traceparent {
+        put(&mut headers, envelope::TRACEPARENT, traceparent);
+    }
+    headers
+}
+
+/// Reads a reply; `None` if it is none.
+pub(super) fn to_reply(headers: &HeaderMap, body: Bytes) -> Option<Reply> {
+    let status = get(headers, envelope::STATUS)?;
+    Some(Reply {
+        id: get(headers, envelope::ID)?.parse().ok()?,
+        error: if status == STATUS_OK {
+            None
+        } else {
+            Some(status.parse().unwrap_or(sluice_core::ErrorCode::Internal))
+        },
+        content_type: get(headers, envelope::CONTENT_TYPE).and_then(|text| text.parse().ok()).unwrap_or_default(),
+        body,
+        traceparent: get(headers, envelope::TRACEPARENT).map(str::to_owned),
+    })
+}

@@ -1,0 +1,158 @@
+//! How much to ask of each lane: a pure function. The bound that it keeps is exact: over all lanes, what was
+//! asked for and what is unsettled never exceed the credit.
+
+/// What is known of a lane.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct LaneState {
+    /// Asked for whenever it comes, and not delivered yet.
+    pub standing: usize,
+    /// Asked for from what waits, and not delivered yet. The broker soon says that there is no more.
+    pub backlog: usize,
+    /// Delivered and not settled.
+    pub unsettled: usize,
+    /// Requests that wait on the broker, as its last delivery said.
+    pub pending: u64,
+}
+
+impl LaneState {
+    fn asked(&self) -> usize {
+        self.standing + self.backlog
+    }
+}
+
+/// What to ask for next.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Order {
+    /// To be answered whenever a request arrives.
+    pub standing: usize,
+    /// To be answered now from what is waiting, or not at all.
+    pub backlog: usize,
+}
+
+/// Shares of the credit that an idle lane keeps on order, so that a request in it is delivered at once, whatever the
+/// other lanes do. High, normal, low; in sixteenths.
+const STANDING: [usize; 3] = [2, 4, 1];
+/// Shares in which lanes with a backlog divide the rest.
+const WEIGHT: [usize; 3] = [12, 3, 1];
+
+/// The least credit that lets every lane have an order: less is raised to this.
+pub(super) const LEAST_CREDIT: usize = 3;
+
+pub(super) fn plan(credit: usize, lanes: &[LaneState; 3]) -> [Order; 3] {
+    let credit = credit.max(LEAST_CREDIT);
+    let used: usize = lanes.iter().map(|lane| lane.asked() + lane.unsettled).sum();
+    let mut free = credit.saturating_sub(used);
+    let mut orders = [Order::default(); 3];
+    // A lane without an order is deaf: first one order each, and where it does not suffice, to those that have work.
+    let mut urgency = [0, 1, 2];
+    urgency.sort_by_key(|index| lanes[*index].pending == 0);
+    for index in urgency {
+        if lanes[index].standing == 0 && free > 0 {
+            orders[index].standing = 1;
+            free -= 1;
+        }
+    }
+    for (index, lane) in lanes.iter().enumerate() {
+        let standing = (credit * STANDING[index] / 16).max(1);
+        // Top up at half, not at each delivery.
+        if lane.standing <= standing / 2 {
+            let more = (standing - lane.standing).saturating_sub(orders[index].standing).min(free);
+            orders[index].standing += more;
+            free -= more;
+        }
+    }
+    let wanting = |index: usize, orders: &[Order; 3]| {
+        let lane = &lanes[index];
+        // One at a time: the broker's word that there is no more then ends exactly that one.
+        if lane.backlog > 0 {
+            return 0;
+        }
+        let on_order = lane.standing + orders[index].standing;
+        usize::try_from(lane.pending).unwrap_or(usize::MAX).saturating_sub(on_order)
+    };
+    let weights: usize = (0..3).filter(|index| wanting(*index, &orders) > 0).map(|index| WEIGHT[index]).sum();
+    let shared = free;
+    for index in 0..3 {
+        let want = wanting(index, &orders);
+        if want == 0 || weights == 0 {
+            continue;
+        }
+        // At least one each while there is any, the rest by weight; rounding up favours the urgent lane, which is first.
+        let share = (shared * WEIGHT[index]).div_ceil(weights).min(free);
+        let order = share.min(want);
+        orders[index].backlog = order;
+        free -= order;
+    }
+    orders
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn lane(standing: usize, unsettled: usize, pending: u64) -> LaneState {
+        LaneState { standing, backlog: 0, unsettled, pending }
+    }
+
+    #[test]
+    fn idle_lanes_each_keep_a_standing_order() {
+        let orders = plan(64, &[lane(0, 0, 0); 3]);
+        assert_eq!(orders.map(|order| order.standing), [8, 16, 4]);
+        assert_eq!(orders.map(|order| order.backlog), [0, 0, 0]);
+    }
+
+    #[test]
+    fn a_lane_with_a_backlog_gets_what_the_others_do_not_use() {
+        let orders = plan(64, &[lane(8, 0, 0), lane(0, 16, 1000), lane(4, 0, 0)]);
+        assert_eq!(orders[1], Order { standing: 16, backlog: 20 }, "{orders:?}");
+    }
+
+    #[test]
+    fn with_a_backlog_everywhere_the_high_lane_gets_most_and_none_gets_nothing() {
+        let orders = plan(64, &[lane(0, 0, 1000); 3]);
+        let total = orders.map(|order| order.standing + order.backlog);
+        assert_eq!(total.iter().sum::<usize>(), 64);
+        assert!(total[0] > total[1] && total[1] > total[2] && total[2] > 0, "{total:?}");
+    }
+
+    #[test]
+    fn with_little_credit_no_lane_is_deaf() {
+        for credit in 0..6 {
+            let orders = plan(credit, &[lane(0, 0, 50); 3]);
+            assert!(orders.iter().all(|order| order.standing > 0), "{credit}: {orders:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_credit_is_never_exceeded(
+            credit in 0..2000_usize,
+            lanes in prop::array::uniform3((0..500_usize, 0..500_usize, 0..500_usize, 0..5000_u64)),
+        ) {
+            let lanes = lanes
+                .map(|(standing, backlog, unsettled, pending)| LaneState { standing, backlog, unsettled, pending });
+            let used: usize = lanes.iter().map(|lane| lane.asked() + lane.unsettled).sum();
+            let ordered: usize = plan(credit, &lanes).iter().map(|order| order.standing + order.backlog).sum();
+            prop_assert!(ordered == 0 || used + ordered <= credit.max(LEAST_CREDIT));
+        }
+
+        #[test]
+        fn with_free_credit_and_a_backlog_something_is_on_order(
+            credit in 3..200_usize,
+            pending in prop::array::uniform3(0..500_u64),
+            unsettled in prop::array::uniform3(0..200_usize),
+        ) {
+            let mut lanes = [0, 1, 2].map(|index| lane(0, unsettled[index], pending[index]));
+            let used: usize = unsettled.iter().sum();
+            let orders = plan(credit, &lanes);
+            for (lane, order) in lanes.iter_mut().zip(orders) {
+                lane.standing += order.standing;
+                lane.backlog += order.backlog;
+            }
+            let asked: usize = lanes.iter().map(LaneState::asked).sum();
+            prop_assert!(used >= credit || asked > 0);
+        }
+    }
+}

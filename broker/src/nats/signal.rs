@@ -1,0 +1,68 @@
+//! Control messages over core NATS: at most once, only to those who listen now.
+
+use std::time::Duration;
+
+use async_nats::client::RequestErrorKind;
+use async_nats::{Client, Request, Subject, Subscriber};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::StreamExt;
+
+use sluice_core::broker::{Answer, Result, Signal, Signals};
+
+use super::error::other;
+use super::{Nats, names};
+
+pub(super) async fn send(nats: &Nats, topic: &str, payload: Bytes) -> Result<()> {
+    let sent = nats.client.publish(names::control_subject(topic), payload).await;
+    sent.map_err(|error| other(format!("signalling `{topic}`"), error))
+}
+
+pub(super) async fn listen(nats: &Nats, topic: &str) -> Result<NatsSignals> {
+    let failed = |error: Box<dyn std::error::Error + Send + Sync>| other(format!("listening to `{topic}`"), error);
+    let subscriber =
+        nats.client.subscribe(names::control_subject(topic)).await.map_err(|error| failed(error.into()))?;
+    // The server answers in order: once this is back, it knows of the subscription.
+    nats.client.flush().await.map_err(|error| failed(error.into()))?;
+    Ok(NatsSignals { client: nats.client.clone(), subscriber })
+}
+
+pub(super) async fn ask(nats: &Nats, topic: &str, payload: Bytes, limit: Duration) -> Result<Option<Bytes>> {
+    let request = Request::new().payload(payload).timeout(Some(limit));
+    match nats.client.send_request(names::control_subject(topic), request).await {
+        Ok(message) => Ok(Some(message.payload)),
+        Err(error) => match error.kind() {
+            RequestErrorKind::NoResponders | RequestErrorKind::TimedOut => Ok(None),
+            _ => Err(other(format!("asking `{topic}`"), error)),
+        },
+    }
+}
+
+pub(super) struct NatsSignals {
+    client: Client,
+    subscriber: Subscriber,
+}
+
+#[async_trait]
+impl Signals for NatsSignals {
+    async fn next(&mut self) -> Result<Signal> {
+        let Some(message) = self.subscriber.next().await else {
+            return Err(other("listening", "the connection was closed"));
+        };
+        let client = self.client.clone();
+        let answer = message.reply.map(|to| Box::new(NatsAnswer { client, to }) as Box<dyn Answer>);
+        Ok(Signal { payload: message.payload, answer })
+    }
+}
+
+struct NatsAnswer {
+    client: Client,
+    to: Subject,
+}
+
+#[async_trait]
+impl Answer for NatsAnswer {
+    async fn send(self: Box<Self>, payload: Bytes) -> Result<()> {
+        self.client.publish(self.to, payload).await.map_err(|error| other("answering a signal", error))
+    }
+}

@@ -1,0 +1,120 @@
+//! How to reach a broker: the `[broker]` section of every binary's configuration.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+/// How to reach a broker.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// `nats://[user:password@]host:port`, or `tls://...`; several, separated by commas, for a cluster.
+    pub url: String,
+    /// The name that this client has in the broker's lists.
+    pub name: String,
+    /// A NATS credentials file (`.creds`).
+    pub credentials: Option<PathBuf>,
+    /// A file of root certificates, beside those of the system.
+    pub tls_ca: Option<PathBuf>,
+    /// This client's certificate chain.
+    pub tls_certificate: Option<PathBuf>,
+    /// This client's private key.
+    pub tls_key: Option<PathBuf>,
+    /// Copies of each queue and of the results in a cluster.
+    pub replicas: usize,
+    /// How long the broker waits for a sign of life of a taken request before it delivers it again.
+    #[serde(with = "humantime_serde")]
+    pub hold_time: Duration,
+    /// Within this time a repeated submission id is stored once.
+    #[serde(with = "humantime_serde")]
+    pub dedupe_window: Duration,
+    /// How long durable results are kept.
+    #[serde(with = "humantime_serde")]
+    pub results_kept: Duration,
+    /// How long dead letters are kept.
+    #[serde(with = "humantime_serde")]
+    pub dead_letters_kept: Duration,
+    /// What to do while nothing answers at the URL.
+    #[serde(skip)]
+    pub patience: Patience,
+}
+
+/// What to do while nothing answers at the URL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// Give up after this time: for commands.
+    GiveUpAfter(Duration),
+    /// Keep trying, and say so in the log: for services, which may start before their broker.
+    Wait,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        // Commands promise an answer within 3 s.
+        Patience::GiveUpAfter(Duration::from_millis(2500))
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            url: "nats://127.0.0.1:4222".into(),
+            name: "sluice".into(),
+            credentials: None,
+            tls_ca: None,
+            tls_certificate: None,
+            tls_key: None,
+            replicas: 1,
+            hold_time: Duration::from_secs(30),
+            dedupe_window: Duration::from_secs(120),
+            results_kept: Duration::from_secs(24 * 3600),
+            dead_letters_kept: Duration::from_secs(14 * 24 * 3600),
+            patience: Patience::default(),
+        }
+    }
+}
+
+impl Options {
+    /// Options with all defaults but the URL and the client's name.
+    pub fn new(url: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { url: url.into(), name: name.into(), ..Self::default() }
+    }
+
+    /// Each URL of a comma-separated list, parsed.
+    pub(crate) fn urls(&self) -> Vec<Result<Url, url::ParseError>> {
+        self.url.split(',').map(|url| Url::parse(url.trim())).collect()
+    }
+
+    /// The URL for logs and errors: passwords and tokens are left out.
+    pub fn shown_url(&self) -> String {
+        let shown = self.urls().into_iter().map(|url| match url {
+            Ok(mut url) => {
+                if url.password().is_some() {
+                    let _ = url.set_password(Some("***"));
+                } else if !url.username().is_empty() {
+                    // A lone user name is a token.
+                    let _ = url.set_username("***");
+                }
+                url.to_string()
+            }
+            Err(_) => "(not a URL)".into(),
+        });
+        shown.collect::<Vec<_>>().join(",")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let shown = |url: &str| Options::new(url, "test").shown_url();
+        assert_eq!(shown("nats://worker:secret@host:4222"), "nats://worker:***@host:4222");
+        assert_eq!(shown("nats://s3cr3t@host:4222"), "nats://***@host:4222");
+        assert_eq!(shown("nats://a:1,nats://b:2"), "nats://a:1,nats://b:2");
+        assert!(!shown("nats//u:secret@h").contains("secret"));
+    }
+}

@@ -1,0 +1,62 @@
+//! What becomes of answers.
+
+use anyhow::Result;
+use bytes::Bytes;
+use sluice_core::ReplyTo;
+use sluice_core::broker::{BrokerError, Replied, Reply};
+use sluice_core::codec::ContentType;
+
+use crate::rig::{self, Rig, SOON, with_queue};
+
+fn reply(id: &str, body: &'static str) -> Reply {
+    Reply {
+        id: id.parse().expect("an id"),
+        error: None,
+        content_type: ContentType::Json,
+        body: Bytes::from_static(body.as_bytes()),
+        traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into()),
+    }
+}
+
+pub async fn an_answer_reaches_the_inbox_that_asked(rig: &mut dyn Rig) -> Result<()> {
+    let caller = with_queue(rig).await?;
+    let worker = rig::connection(rig).await?;
+    let mut mine = caller.inbox().await?;
+    let mut other = caller.inbox().await?;
+    for (inbox, id) in [(&other, "r2"), (&mine, "r1")] {
+        assert_eq!(worker.reply(&inbox.reply_to(), &reply(id, "{}")).await?, Replied::Sent);
+    }
+    assert_eq!(tokio::time::timeout(SOON, mine.next()).await??, reply("r1", "{}"));
+    assert_eq!(tokio::time::timeout(SOON, other.next()).await??, reply("r2", "{}"));
+    Ok(())
+}
+
+pub async fn an_answer_may_not_go_elsewhere_than_to_an_inbox(rig: &mut dyn Rig) -> Result<()> {
+    let worker = with_queue(rig).await?;
+    for address in ["infer.digits.high", "$JS.API.STREAM.DELETE.DEAD", "_INBOX.>", "_INBOX.a b", "#", ""] {
+        let refused = worker.reply(&ReplyTo::Inbox(address.into()), &reply("r1", "{}")).await;
+        assert!(matches!(refused, Err(BrokerError::Unusable(_))), "`{address}`: {refused:?}");
+    }
+    Ok(())
+}
+
+pub async fn a_result_is_written_once_and_survives_a_restart(rig: &mut dyn Rig) -> Result<()> {
+    let broker = with_queue(rig).await?;
+    let job = "job-1".parse()?;
+    let to = ReplyTo::Results("job-1".parse()?);
+    assert_eq!(broker.stored_result(&job, &"r1".parse()?).await?, None);
+    assert_eq!(broker.reply(&to, &reply("r1", "first")).await?, Replied::Sent);
+    assert_eq!(broker.reply(&to, &reply("r1", "second")).await?, Replied::AlreadyStored);
+    assert_eq!(broker.reply(&ReplyTo::Results("job-2".parse()?), &reply("r1", "other job")).await?, Replied::Sent);
+    let mut results = broker.results(&job).await?;
+    assert_eq!(results.reply_to(), to);
+    assert_eq!(tokio::time::timeout(SOON, results.next()).await??, reply("r1", "first"));
+    rig.kill();
+    rig.restart()?;
+    let again = rig::connection(rig).await?;
+    assert_eq!(again.stored_result(&job, &"r1".parse()?).await?, Some(reply("r1", "first")));
+    again.reply(&to, &reply("r2", "after")).await?;
+    // The one that was open before the restart goes on where it was.
+    assert_eq!(tokio::time::timeout(SOON, results.next()).await??, reply("r2", "after"));
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! What a worker is promised about what it receives, and how much.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use sluice_core::Lane;
+use sluice_core::broker::Settlement;
+
+use crate::rig::{self, Rig, SOON, counts, fill, id, model, next, nothing, request_in, with_queue};
+
+pub async fn the_credit_is_never_exceeded(rig: &mut dyn Rig) -> Result<()> {
+    let broker = with_queue(rig).await?;
+    fill(&broker, Lane::Normal, 100).await?;
+    fill(&broker, Lane::High, 20).await?;
+    let mut consumer = broker.consume(&model(), 8).await?;
+    let mut held = Vec::new();
+    while let Ok(delivery) = tokio::time::timeout(rig::A_WHILE, consumer.next()).await {
+        held.push(delivery?);
+    }
+    // Lanes that are idle keep an order of their own, so a little may stay unused; more than the credit never comes.
+    assert!((6..=8).contains(&held.len()), "{} unsettled deliveries for a credit of 8", held.len());
+    let (_, in_flight) = counts(&broker).await?;
+    assert!(in_flight <= 8, "{in_flight} in flight");
+    for round in 0..100 {
+        let Some(delivery) = held.pop() else { break };
+        delivery.hold.settle(Settlement::Done).await?;
+        match tokio::time::timeout(SOON, consumer.next()).await {
+            Ok(delivery) => held.push(delivery?),
+            Err(_) => panic!("nothing came after settlement {round}"),
+        }
+        let (_, in_flight) = counts(&broker).await?;
+        assert!(in_flight <= 8, "{in_flight} in flight");
+    }
+    Ok(())
+}
+
+pub async fn two_hosts_share_a_backlog(rig: &mut dyn Rig) -> Result<()> {
+    let broker = with_queue(rig).await?;
+    fill(&broker, Lane::Normal, 600).await?;
+    let other = rig::connection(rig).await?;
+    let mut consumers = [broker.consume(&model(), 16).await?, other.consume(&model(), 16).await?];
+    let mut got = [0, 0];
+    for _ in 0..200 {
+        for (consumer, got) in consumers.iter_mut().zip(&mut got) {
+            if let Ok(delivery) = tokio::time::timeout(SOON, consumer.next()).await {
+                delivery?.hold.settle(Settlement::Done).await?;
+                *got += 1;
+            }
+        }
+        let (_, in_flight) = counts(&broker).await?;
+        assert!(in_flight <= 32, "{in_flight} in flight: somebody hoards");
+    }
+    assert_eq!(got, [200, 200]);
+    Ok(())
+}
+
+pub async fn the_high_lane_is_preferred_and_none_starves(rig: &mut dyn Rig) -> Result<()> {
+    let broker = with_queue(rig).await?;
+    for lane in Lane::ALL {
+        fill(&broker, lane, 300).await?;
+    }
+    let mut consumer = broker.consume(&model(), 64).await?;
+    let mut got = [0; 3];
+    for _ in 0..300 {
+        let delivery = next(&mut consumer).await?;
+        got[delivery.lane.index()] += 1;
+        delivery.hold.settle(Settlement::Done).await?;
+    }
+    assert!(got[0] > got[1] && got[1] > got[2] && got[2] > 0, "high, normal, low: {got:?}");
+    Ok(())
+}
+
+pub async fn a_request_arrives_whose_lane_was_idle(rig: &mut dyn Rig) -> Result<()> {
+    let broker = with_queue(rig).await?;
+    let mut consumer = broker.consume(&model(), 16).await?;
+    nothing(&mut consumer).await?;
+    for lane in [Lane::Low, Lane::High, Lane::Normal, Lane::High] {
+        let name = format!("{lane}-{}", rand());
+        broker.submit(request_in(lane, &name)).await?;
+        let delivery = next(&mut consumer).await?;
+        assert_eq!((id(&delivery), delivery.lane), (name, lane));
+        delivery.hold.settle(Settlement::Done).await?;
+    }
+    Ok(())
+}
+
+/// A different number at each call.
+fn rand() -> u64 {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+pub async fn raising_the_credit_asks_for_more(rig: &mut dyn Rig) -> Result<()> {
+    let broker = with_queue(rig).await?;
+    fill(&broker, Lane::Normal, 100).await?;
+    let mut consumer = broker.consume(&model(), 4).await?;
+    let mut held = Vec::new();
+    while let Ok(delivery) = tokio::time::timeout(rig::A_WHILE, consumer.next()).await {
+        held.push(delivery?);
+    }
+    assert!(held.len() <= 4, "{}", held.len());
+    consumer.set_credit(40);
+    while held.len() < 30 {
+        held.push(next(&mut consumer).await?);
+    }
+    Ok(())
+}
+
+pub async fn stopping_gives_back_what_was_on_its_way(rig: &mut dyn Rig) -> Result<()> {
+    let broker = with_queue(rig).await?;
+    fill(&broker, Lane::Normal, 50).await?;
+    let mut consumer = broker.consume(&model(), 32).await?;
+    let first = next(&mut consumer).await?;
+    // By now more has been sent to this consumer than it has taken.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    consumer.stop().await;
+    first.hold.settle(Settlement::GiveBack).await?;
+    let other = rig::connection(rig).await?;
+    let mut consumer = other.consume(&model(), 64).await?;
+    let mut seen = std::collections::BTreeSet::new();
+    while seen.len() < 50 {
+        let delivery = next(&mut consumer).await?;
+        assert_eq!(delivery.charged, 0, "`{}` was charged an attempt", id(&delivery));
+        seen.insert(id(&delivery));
+        delivery.hold.settle(Settlement::Done).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! The contract of the broker seam, proved on real servers. Every promise is asserted through the seam alone,
+//! once per broker; what only one broker has is in a file of its own.
+
+mod answering;
+mod consuming;
+mod leading;
+mod recovering;
+mod rig;
+mod settling;
+mod submitting;
+mod watching;
+
+use rig::{NatsRig, Rig};
+
+/// One test per promise and broker.
+macro_rules! contract {
+    ($($area:ident: $($promise:ident),+ $(,)?;)+) => {
+        mod nats {
+            use super::*;
+            $($(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $promise() -> anyhow::Result<()> {
+                    let mut rig = NatsRig::start()?;
+                    $area::$promise(&mut rig as &mut dyn Rig).await
+                }
+            )+)+
+        }
+    };
+}
+
+contract! {
+    submitting:
+        a_request_is_stored_before_its_receipt,
+        a_repeated_submission_is_stored_once,
+        a_request_asked_again_after_its_answer_was_lost_is_answered,
+        a_full_queue_an_unknown_model_and_a_large_body_are_three_errors,
+        limits_change_in_place,
+        headers_that_cannot_be_served_are_told_apart;
+    consuming:
+        the_credit_is_never_exceeded,
+        two_hosts_share_a_backlog,
+        the_high_lane_is_preferred_and_none_starves,
+        a_request_arrives_whose_lane_was_idle,
+        raising_the_credit_asks_for_more,
+        stopping_gives_back_what_was_on_its_way;
+    settling:
+        done_removes,
+        a_request_is_redelivered_when_its_consumer_dies,
+        a_retry_comes_back_after_its_delay_and_is_charged,
+        delayed_retries_do_not_hold_up_fresh_work,
+        giving_back_charges_no_attempt_and_keeps_the_place,
+        a_dead_letter_tells_why_and_the_original_is_gone,
+        what_cannot_be_stored_as_a_dead_letter_is_not_removed,
+        a_hold_is_renewed_over_a_long_run;
+    answering:
+        an_answer_reaches_the_inbox_that_asked,
+        an_answer_may_not_go_elsewhere_than_to_an_inbox,
+        a_result_is_written_once_and_survives_a_restart;
+    watching:
+        depth_counts_what_waits_what_runs_and_how_old_it_is,
+        what_the_broker_does_not_say_is_unknown,
+        signals_reach_those_who_listen,
+        a_question_is_answered_or_nobody_is_there;
+    leading:
+        another_leads_with_a_greater_term_when_the_holder_dies,
+        a_resigned_office_is_free_at_once;
+    recovering:
+        both_ends_go_on_after_the_broker_restarts,
+        a_service_may_start_before_its_broker,
+        a_command_gives_up_and_names_the_url;
+}

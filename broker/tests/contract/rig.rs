@@ -1,0 +1,177 @@
+//! A broker to test against, and shorthands for what the tests do to it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use async_trait::async_trait;
+use bytes::Bytes;
+use sluice_broker::{Options, connect};
+use sluice_core::broker::{Broker, Consumer, Delivery, QueueLimits, Receipt, Submission};
+use sluice_core::{Envelope, Lane, ModelName, ReplyTo};
+use xtask::process::NatsServer;
+
+/// How long a test waits for what must happen.
+pub const SOON: Duration = Duration::from_secs(20);
+/// How long a test watches for what must not happen.
+pub const A_WHILE: Duration = Duration::from_millis(700);
+/// The hold time in tests: short, so that a redelivery can be waited for.
+pub const HOLD: Duration = Duration::from_secs(2);
+
+/// A real broker in a temporary folder.
+#[async_trait]
+pub trait Rig: Send {
+    fn url(&self) -> String;
+    /// Ends it without warning; its store stays.
+    fn kill(&mut self);
+    /// Starts it again on the same port and store.
+    fn restart(&mut self) -> Result<()>;
+    /// Makes it impossible to store dead letters.
+    async fn lose_dead_letters(&self) -> Result<()>;
+    /// Makes it impossible to read a lane's depth.
+    async fn lose_lane(&self, model: &ModelName, lane: Lane) -> Result<()>;
+    /// Submits a message with these headers, as a careless producer might.
+    async fn submit_raw(&self, model: &ModelName, headers: &[(&str, &str)], body: &[u8]) -> Result<()>;
+}
+
+pub struct NatsRig {
+    server: NatsServer,
+    _folder: tempfile::TempDir,
+}
+
+impl NatsRig {
+    pub fn start() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        Ok(Self { server: NatsServer::start("dev.conf", folder.path(), &[])?, _folder: folder })
+    }
+
+    /// Not started yet.
+    pub fn prepare() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        Ok(Self { server: NatsServer::prepare("dev.conf", folder.path())?, _folder: folder })
+    }
+
+    async fn jetstream(&self) -> Result<async_nats::jetstream::Context> {
+        Ok(async_nats::jetstream::new(async_nats::connect(self.url()).await?))
+    }
+}
+
+#[async_trait]
+impl Rig for NatsRig {
+    fn url(&self) -> String {
+        self.server.url()
+    }
+
+    fn kill(&mut self) {
+        self.server.kill();
+    }
+
+    fn restart(&mut self) -> Result<()> {
+        self.server.restart()
+    }
+
+    async fn lose_dead_letters(&self) -> Result<()> {
+        self.jetstream().await?.delete_stream("DEAD").await?;
+        Ok(())
+    }
+
+    async fn lose_lane(&self, model: &ModelName, lane: Lane) -> Result<()> {
+        self.jetstream().await?.delete_consumer_from_stream(lane.as_str(), format!("INFER_{model}")).await?;
+        Ok(())
+    }
+
+    async fn submit_raw(&self, model: &ModelName, headers: &[(&str, &str)], body: &[u8]) -> Result<()> {
+        let mut all = async_nats::HeaderMap::new();
+        for (name, value) in headers {
+            all.insert(*name, *value);
+        }
+        let body = Bytes::copy_from_slice(body);
+        self.jetstream().await?.publish_with_headers(format!("infer.{model}.normal"), all, body).await?.await?;
+        Ok(())
+    }
+}
+
+/// A connection of its own, as another process would have.
+pub async fn connection(rig: &dyn Rig) -> Result<Arc<dyn Broker>> {
+    let options = Options { hold_time: HOLD, ..Options::new(rig.url(), "contract") };
+    Ok(connect(&options).await?)
+}
+
+pub fn model() -> ModelName {
+    "digits".parse().expect("a model name")
+}
+
+/// A connection with a queue of ordinary limits.
+pub async fn with_queue(rig: &dyn Rig) -> Result<Arc<dyn Broker>> {
+    with_limits(rig, 100_000, 1024 * 1024).await
+}
+
+pub async fn with_limits(rig: &dyn Rig, length: u64, message_bytes: u64) -> Result<Arc<dyn Broker>> {
+    let broker = connection(rig).await?;
+    broker.ensure_queue(&model(), &QueueLimits { length, message_bytes }).await?;
+    Ok(broker)
+}
+
+pub fn request(id: &str) -> Submission {
+    request_in(Lane::Normal, id)
+}
+
+pub fn request_in(lane: Lane, id: &str) -> Submission {
+    let reply_to = Some(ReplyTo::Inbox("_INBOX.nobody".into()));
+    let envelope = Envelope { lane, reply_to, ..Envelope::new(id.parse().expect("an id")) };
+    Submission::new(model(), envelope, Bytes::from_static(b"body"))
+}
+
+/// Submits `count` requests, many at a time.
+pub async fn fill(broker: &Arc<dyn Broker>, lane: Lane, count: usize) -> Result<()> {
+    let mut pending = tokio::task::JoinSet::new();
+    for index in 0..count {
+        let broker = Arc::clone(broker);
+        pending.spawn(async move { broker.submit(request_in(lane, &format!("{lane}-{index}"))).await });
+    }
+    while let Some(receipt) = pending.join_next().await {
+        assert_eq!(receipt??, Receipt::Queued);
+    }
+    Ok(())
+}
+
+/// The next delivery, which must come.
+pub async fn next(consumer: &mut Box<dyn Consumer>) -> Result<Delivery> {
+    let next = tokio::time::timeout(SOON, consumer.next()).await;
+    Ok(next.context("no request was delivered")??)
+}
+
+/// Asserts that nothing is delivered for a while.
+pub async fn nothing(consumer: &mut Box<dyn Consumer>) -> Result<()> {
+    match tokio::time::timeout(A_WHILE, consumer.next()).await {
+        Err(_) => Ok(()),
+        Ok(delivery) => bail!("`{}` was delivered, which should not be", id(&delivery?)),
+    }
+}
+
+pub fn id(delivery: &Delivery) -> String {
+    delivery.envelope.as_ref().map_or_else(|malformed| format!("{malformed:?}"), |envelope| envelope.id.to_string())
+}
+
+/// Ready and in flight, summed over the lanes.
+pub async fn counts(broker: &Arc<dyn Broker>) -> Result<(u64, u64)> {
+    let lanes = broker.depth(&model()).await?;
+    let ready = lanes.iter().filter_map(|lane| lane.ready.clone().known()).sum();
+    let in_flight = lanes.iter().filter_map(|lane| lane.in_flight.clone().known()).sum();
+    Ok((ready, in_flight))
+}
+
+/// Waits until the counts are as expected.
+pub async fn wait_for_counts(broker: &Arc<dyn Broker>, expected: (u64, u64)) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + SOON;
+    loop {
+        let found = counts(broker).await?;
+        if found == expected {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() > deadline {
+            bail!("ready and in flight are {found:?}, not {expected:?}");
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

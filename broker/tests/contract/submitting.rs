@@ -1,0 +1,102 @@
+//! What a producer is promised.
+
+use anyhow::Result;
+use bytes::Bytes;
+use sluice_core::ReplyTo;
+use sluice_core::broker::{BrokerError, QueueLimits, Receipt, Reply, Settlement, Submission};
+use sluice_core::codec::ContentType;
+
+use crate::rig::{self, Rig, counts, id, model, next, request, with_limits, with_queue};
+
+pub async fn a_request_is_stored_before_its_receipt(rig: &mut dyn Rig) -> Result<()> {
+    let broker = with_queue(rig).await?;
+    broker.submit(request("r1")).await?;
+    rig.kill();
+    rig.restart()?;
+    let broker = rig::connection(rig).await?;
+    let mut consumer = broker.consume(&model(), 8).await?;
+    assert_eq!(id(&next(&mut consumer).await?), "r1");
+    Ok(())
+}
+
+pub async fn a_repeated_submission_is_stored_once(rig: &mut dyn Rig) -> Result<()> {
+    let broker = with_queue(rig).await?;
+    assert_eq!(broker.submit(request("r1")).await?, Receipt::Queued);
+    assert_eq!(broker.submit(request("r1")).await?, Receipt::Duplicate);
+    assert_eq!(counts(&broker).await?, (1, 0));
+    Ok(())
+}
+
+pub async fn a_request_asked_again_after_its_answer_was_lost_is_answered(rig: &mut dyn Rig) -> Result<()> {
+    let broker = with_queue(rig).await?;
+    let mut consumer = broker.consume(&model(), 8).await?;
+    let submission = request("r1");
+    broker.submit(submission.clone()).await?;
+    // Answered into an inbox that nobody reads any more.
+    next(&mut consumer).await?.hold.settle(Settlement::Done).await?;
+
+    let mut inbox = broker.inbox().await?;
+    let mut again = submission.again(1);
+    again.envelope.reply_to = Some(inbox.reply_to());
+    assert_eq!(broker.submit(again).await?, Receipt::Queued, "well within the duplicate window");
+    let delivery = next(&mut consumer).await?;
+    let envelope = delivery.envelope.expect("headers that can be served");
+    assert_eq!(envelope.id.as_str(), "r1", "the request's own id does not change");
+    let reply = Reply {
+        id: envelope.id,
+        error: None,
+        content_type: ContentType::MessagePack,
+        body: Bytes::from_static(b"answer"),
+        traceparent: None,
+    };
+    broker.reply(&envelope.reply_to.expect("a way back"), &reply).await?;
+    assert_eq!(tokio::time::timeout(rig::SOON, inbox.next()).await??, reply);
+    Ok(())
+}
+
+pub async fn a_full_queue_an_unknown_model_and_a_large_body_are_three_errors(rig: &mut dyn Rig) -> Result<()> {
+    let broker = with_limits(rig, 2, 4096).await?;
+    broker.submit(request("r1")).await?;
+    broker.submit(request("r2")).await?;
+    let full = broker.submit(request("r3")).await.expect_err("the queue takes two");
+    assert!(matches!(full, BrokerError::QueueFull(_)) && full.is_transient(), "{full:?}");
+    assert!(full.to_string().contains("`digits`"), "{full}");
+
+    let stranger = Submission { model: "stranger".parse()?, ..request("r4") };
+    let unknown = broker.submit(stranger).await.expect_err("no such model");
+    assert!(matches!(unknown, BrokerError::UnknownModel(_)) && !unknown.is_transient(), "{unknown:?}");
+
+    for size in [5000, 9_000_000] {
+        let large = Submission { body: vec![0; size].into(), ..request("r5") };
+        let refused = broker.submit(large).await.expect_err("too large");
+        assert!(matches!(refused, BrokerError::TooLarge { .. }) && !refused.is_transient(), "{refused:?}");
+    }
+    Ok(())
+}
+
+pub async fn limits_change_in_place(rig: &mut dyn Rig) -> Result<()> {
+    let broker = with_limits(rig, 1, 4096).await?;
+    broker.submit(request("r1")).await?;
+    assert!(broker.submit(request("r2")).await.is_err());
+    broker.ensure_queue(&model(), &QueueLimits { length: 2, message_bytes: 4096 }).await?;
+    broker.ensure_queue(&model(), &QueueLimits { length: 2, message_bytes: 4096 }).await?;
+    broker.submit(request("r2")).await?;
+    assert_eq!(counts(&broker).await?, (2, 0), "what waited is still there");
+    assert_eq!(broker.queues().await?, [model()]);
+    broker.remove_queue(&model()).await?;
+    broker.remove_queue(&model()).await?;
+    assert!(broker.queues().await?.is_empty());
+    Ok(())
+}
+
+pub async fn headers_that_cannot_be_served_are_told_apart(rig: &mut dyn Rig) -> Result<()> {
+    let broker = with_queue(rig).await?;
+    let mut consumer = broker.consume(&model(), 8).await?;
+    rig.submit_raw(&model(), &[("ce-id", "a b"), ("sluice-reply-to", "inbox:_INBOX.me")], b"x").await?;
+    let delivery = next(&mut consumer).await?;
+    let malformed = delivery.envelope.expect_err("the id has a space");
+    assert!(malformed.reason.contains("ce-id"), "{}", malformed.reason);
+    assert_eq!(malformed.reply_to, Some(ReplyTo::Inbox("_INBOX.me".into())));
+    delivery.hold.settle(Settlement::Done).await?;
+    Ok(())
+}
