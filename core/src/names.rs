@@ -88,6 +88,11 @@ name!(
     }
 );
 
+/// The topic on which workers answer with a model's metadata: [`crate::Manifest::describe`] as JSON.
+pub fn describe_topic(model: &ModelName) -> String {
+    format!("describe.{model}")
+}
+
 /// The priority of a request. There is one queue per model and lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -1,1 +1,7 @@
-//! Placeholder.
+//! What every long-running binary needs: configuration, telemetry, an admin port, and a way to stop.
+
+pub mod admin;
+pub mod config;
+pub mod shutdown;
+pub mod tasks;
+pub mod telemetry;

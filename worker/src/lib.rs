@@ -1,1 +1,15 @@
-//! Placeholder.
+//! The worker: pulls requests off a queue, batches them, runs them, answers, and only then acknowledges.
+//! Modules stand in the order in which work flows.
+
+mod batcher;
+pub mod config;
+pub mod engine;
+mod intake;
+mod metrics;
+pub mod package;
+mod reply;
+mod run;
+mod serve;
+mod slot;
+
+pub use run::{Exit, run};

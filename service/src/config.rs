@@ -1,0 +1,133 @@
+//! Configuration: environment `SLUICE_SECTION__KEY` over the file over defaults. Unknown keys are refused, and all
+//! of them are reported at once with their paths.
+
+use std::path::Path;
+
+use config::{Config, Environment, File, FileFormat};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{source_name}: {}", .faults.join("\n  "))]
+pub struct ConfigError {
+    source_name: String,
+    faults: Vec<String>,
+}
+
+impl ConfigError {
+    /// Faults found by a later check, each with its key's path.
+    pub fn new(source_name: impl Into<String>, faults: Vec<String>) -> Self {
+        Self { source_name: source_name.into(), faults }
+    }
+}
+
+/// Reads `file`, if given, and the environment.
+pub fn load<T: DeserializeOwned>(file: Option<&Path>) -> Result<T, ConfigError> {
+    load_with(file, Environment::with_prefix("SLUICE"))
+}
+
+fn load_with<T: DeserializeOwned>(file: Option<&Path>, environment: Environment) -> Result<T, ConfigError> {
+    let source_name = file.map_or_else(|| "configuration".into(), |file| format!("configuration `{}`", file.display()));
+    let refuse = |faults: Vec<String>| ConfigError { source_name: source_name.clone(), faults };
+    let mut builder = Config::builder();
+    if let Some(file) = file {
+        let text = std::fs::read_to_string(file).map_err(|error| refuse(vec![error.to_string()]))?;
+        builder = builder.add_source(File::from_str(&text, FileFormat::Toml));
+    }
+    // SLUICE_WORKER__HOST is `worker.host`; SLUICE_CACHE and the like, without a section, are not configuration.
+    let environment = environment.prefix_separator("_").separator("__").try_parsing(true).ignore_empty(true);
+    let merged = builder.add_source(environment).build().map_err(|error| refuse(vec![error.to_string()]))?;
+    let mut unknown = Vec::new();
+    let parsed = serde_ignored::deserialize(merged, |path| {
+        let path = path.to_string();
+        // A variable without a section is somebody else's.
+        if path.contains('.') || file.is_some_and(|_| !is_environment_only(&path)) {
+            unknown.push(format!("unknown key `{path}`"));
+        }
+    });
+    match parsed {
+        Ok(parsed) if unknown.is_empty() => Ok(parsed),
+        Ok(_) => Err(refuse(unknown)),
+        Err(error) => {
+            unknown.push(error.to_string());
+            Err(refuse(unknown))
+        }
+    }
+}
+
+fn is_environment_only(path: &str) -> bool {
+    std::env::var_os(format!("SLUICE_{}", path.to_ascii_uppercase())).is_some()
+}
+
+/// The configuration as TOML, with secrets masked.
+pub fn show(config: &impl Serialize) -> String {
+    let text = toml::to_string_pretty(config).unwrap_or_else(|error| format!("# cannot be shown: {error}"));
+    let masked = text.lines().map(|line| match line.split_once("://") {
+        Some((scheme, rest)) if rest.contains('@') => {
+            let (secret, host) = rest.rsplit_once('@').unwrap_or_default();
+            let user = secret.split_once(':').map_or("***".to_owned(), |(user, _)| format!("{user}:***"));
+            format!("{scheme}://{user}@{host}")
+        }
+        _ => line.to_owned(),
+    });
+    masked.map(|line| line + "\n").collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize, Serialize, PartialEq)]
+    struct Whole {
+        #[serde(default)]
+        worker: Section,
+    }
+
+    #[derive(Debug, Deserialize, Serialize, PartialEq, Default)]
+    #[serde(default)]
+    struct Section {
+        host: String,
+        slots: usize,
+        url: String,
+    }
+
+    fn parse(text: &str, variables: &[(&str, &str)]) -> Result<Whole, ConfigError> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("worker.toml");
+        std::fs::write(&file, text).expect("written");
+        let variables = variables.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+        load_with(Some(&file), Environment::with_prefix("SLUICE").source(Some(variables)))
+    }
+
+    #[test]
+    fn the_environment_goes_over_the_file() {
+        let text = "[worker]\nhost = 'a'\nslots = 2";
+        assert_eq!(parse(text, &[]).expect("parses").worker.slots, 2);
+        let whole = parse(text, &[("SLUICE_WORKER__SLOTS", "5")]).expect("parses");
+        assert_eq!((whole.worker.host.as_str(), whole.worker.slots), ("a", 5));
+    }
+
+    #[test]
+    fn all_unknown_keys_are_named_with_their_paths() {
+        let error = parse("[worker]\nhots = 'a'\nslot = 2\n[wroker]\nx = 1", &[]).expect_err("typing errors");
+        for key in ["`worker.hots`", "`worker.slot`", "`wroker`"] {
+            assert!(error.to_string().contains(key), "{key} is not in: {error}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_type_names_its_key() {
+        let error = parse("[worker]\nslots = 'many'", &[]).expect_err("not a number");
+        assert!(error.to_string().contains("worker.slots") && error.to_string().contains("many"), "{error}");
+    }
+
+    #[test]
+    fn secrets_are_masked() {
+        let whole = Whole { worker: Section { url: "nats://u:secret@h:1".into(), ..Section::default() } };
+        assert!(show(&whole).contains("nats://u:***@h:1"), "{}", show(&whole));
+        assert!(!show(&whole).contains("secret"));
+    }
+}

@@ -1,0 +1,141 @@
+//! The engine seam: something that loads a package onto a device, and runs batches. TorchScript by libtorch today.
+//! Knows nothing of brokers, envelopes or replies.
+
+mod gather;
+mod pieces;
+mod scatter;
+mod script;
+mod torch_error;
+pub mod torchscript;
+mod warmup;
+
+use std::fmt;
+use std::sync::Arc;
+
+use sluice_core::manifest::EngineKind;
+use sluice_core::{Manifest, Tensor};
+
+use crate::package::Package;
+
+pub use pieces::run_requests;
+
+/// Where a model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Device {
+    /// The host's processors.
+    Cpu,
+    /// A GPU by its number.
+    Cuda(usize),
+}
+
+impl Device {
+    /// Reads `cpu` or `cuda:N`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "cpu" => Ok(Device::Cpu),
+            Some(("cuda", number)) if number.parse::<usize>().is_ok_and(|number| number < 64) => {
+                Ok(Device::Cuda(number.parse().unwrap_or_default()))
+            }
+            _ => Err(format!("is `{text}`: neither `cpu` nor `cuda:N`")),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Cpu => formatter.write_str("cpu"),
+            Device::Cuda(number) => write!(formatter, "cuda:{number}"),
+        }
+    }
+}
+
+/// Whose fault a failed execution is, and what follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// The input: the same request fails again.
+    Request,
+    /// The circumstances, such as memory: it may succeed later.
+    Circumstances,
+    /// The device or the process, which is of no more use.
+    Process,
+}
+
+/// A failed load or execution.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct EngineError {
+    /// Whose fault it is.
+    pub blame: Blame,
+    /// One line for the caller.
+    pub message: String,
+    /// All of it, cut, for the log.
+    pub detail: String,
+}
+
+impl EngineError {
+    /// An error whose message says it all.
+    pub fn new(blame: Blame, message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self { blame, detail: message.clone(), message }
+    }
+}
+
+/// A batch whose tensors are filled, ready to run on a slot's thread.
+pub type Gathered = Box<dyn FnOnce() -> Result<Vec<Vec<Tensor>>, EngineError> + Send>;
+
+/// A loaded model. Shared by all slots of a device.
+pub trait Model: Send + Sync {
+    /// Fills tensors with the rows of `requests`, each a list of inputs in the manifest's order. Running the result
+    /// gives the outputs of each request in the manifest's order.
+    fn gather(self: Arc<Self>, requests: &[&[Tensor]]) -> Result<Gathered, EngineError>;
+}
+
+/// Prepares the calling thread, which is to be a slot's, to load and run models. The guard is held while it does.
+pub fn prepare_thread(threads: usize) -> impl Drop {
+    tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(1));
+    tch::no_grad_guard()
+}
+
+/// Prepares the process, before any thread uses an engine.
+pub fn prepare_process(jit_profiling: bool) {
+    tune_allocator();
+    tch::set_num_threads(1);
+    tch::jit::set_profiling_mode(jit_profiling);
+}
+
+/// Activations of some megabytes are otherwise returned to the kernel after every call and faulted in again.
+fn tune_allocator() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: mallopt only sets parameters of the allocator; called before other threads exist.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 30);
+        libc::mallopt(libc::M_TOP_PAD, 64 << 20);
+    }
+}
+
+/// Gives memory that a model left behind back to the system.
+pub fn release_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: malloc_trim is thread-safe and touches free memory only.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Loads a package and warms it up. Runs on a slot's thread.
+pub fn load(package: &Package, device: Device) -> Result<Arc<dyn Model>, EngineError> {
+    match package.manifest.engine {
+        EngineKind::TorchScript => {
+            let model = Arc::new(torchscript::TorchScript::load(package, device)?);
+            warmup::warm_up(&model, &package.manifest)?;
+            Ok(model)
+        }
+    }
+}
+
+/// The manifest's size for a dimension while nothing is known of a request.
+fn example_size(manifest: &Manifest, name: &str) -> i64 {
+    manifest.padding.get(name).map_or(8, |padding| i64::from(padding.multiple_of.max(8)))
+}

@@ -1,0 +1,154 @@
+//! The worker's metrics, by the definitions in `sluice_core::metrics`. Handles are looked up once per model, not per
+//! request.
+
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
+};
+use sluice_core::metrics::{self as names, Metric};
+use sluice_core::{Lane, ModelName};
+
+/// How a request ended, for `sluice_requests_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Ok,
+    Invalid,
+    ExpiredFetch,
+    ExpiredBatch,
+    ExpiredReply,
+    Retried,
+    Dead,
+    GivenBack,
+}
+
+const OUTCOMES: [(Outcome, &str); 8] = [
+    (Outcome::Ok, "ok"),
+    (Outcome::Invalid, "invalid"),
+    (Outcome::ExpiredFetch, "expired_fetch"),
+    (Outcome::ExpiredBatch, "expired_batch"),
+    (Outcome::ExpiredReply, "expired_reply"),
+    (Outcome::Retried, "retried"),
+    (Outcome::Dead, "dead"),
+    (Outcome::GivenBack, "given_back"),
+];
+
+/// All families, registered.
+#[derive(Clone)]
+pub struct Metrics {
+    requests: IntCounterVec,
+    rows: IntCounterVec,
+    batches: IntCounterVec,
+    batch_rows: HistogramVec,
+    queue_seconds: HistogramVec,
+    batch_wait_seconds: HistogramVec,
+    compute_seconds: HistogramVec,
+    in_flight: IntGaugeVec,
+    slots: GaugeVec,
+}
+
+impl Metrics {
+    /// Registers every family.
+    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let counter = |metric: Metric| -> prometheus::Result<IntCounterVec> {
+            let family = IntCounterVec::new(Opts::new(metric.name, metric.help), metric.labels)?;
+            registry.register(Box::new(family.clone()))?;
+            Ok(family)
+        };
+        let histogram = |metric: Metric| -> prometheus::Result<HistogramVec> {
+            let options = HistogramOpts::new(metric.name, metric.help).buckets(metric.buckets.to_vec());
+            let family = HistogramVec::new(options, metric.labels)?;
+            registry.register(Box::new(family.clone()))?;
+            Ok(family)
+        };
+        let in_flight =
+            IntGaugeVec::new(Opts::new(names::IN_FLIGHT.name, names::IN_FLIGHT.help), names::IN_FLIGHT.labels)?;
+        registry.register(Box::new(in_flight.clone()))?;
+        let slots = GaugeVec::new(Opts::new(names::SLOTS.name, names::SLOTS.help), names::SLOTS.labels)?;
+        registry.register(Box::new(slots.clone()))?;
+        Ok(Self {
+            requests: counter(names::REQUESTS)?,
+            rows: counter(names::ROWS)?,
+            batches: counter(names::BATCHES)?,
+            batch_rows: histogram(names::BATCH_ROWS)?,
+            queue_seconds: histogram(names::QUEUE_SECONDS)?,
+            batch_wait_seconds: histogram(names::BATCH_WAIT_SECONDS)?,
+            compute_seconds: histogram(names::COMPUTE_SECONDS)?,
+            in_flight,
+            slots,
+        })
+    }
+
+    /// The handles of one model.
+    pub fn of_model(&self, model: &ModelName, device: &str) -> ModelMetrics {
+        let model = model.as_str();
+        ModelMetrics {
+            requests: Lane::ALL.map(|lane| {
+                OUTCOMES.map(|(_, outcome)| self.requests.with_label_values(&[model, lane.as_str(), outcome]))
+            }),
+            rows: self.rows.with_label_values(&[model]),
+            batches_ok: self.batches.with_label_values(&[model, device, "ok"]),
+            batches_split: self.batches.with_label_values(&[model, device, "split"]),
+            batch_rows: self.batch_rows.with_label_values(&[model]),
+            queue_seconds: Lane::ALL.map(|lane| self.queue_seconds.with_label_values(&[model, lane.as_str()])),
+            batch_wait_seconds: self.batch_wait_seconds.with_label_values(&[model]),
+            compute_seconds: self.compute_seconds.with_label_values(&[model, device]),
+            in_flight: self.in_flight.with_label_values(&[model]),
+            slots: ["loading", "idle", "busy", "failed"]
+                .map(|state| self.slots.with_label_values(&[model, device, state])),
+        }
+    }
+}
+
+/// One model's handles.
+pub struct ModelMetrics {
+    requests: [[IntCounter; OUTCOMES.len()]; 3],
+    pub rows: IntCounter,
+    pub batches_ok: IntCounter,
+    pub batches_split: IntCounter,
+    pub batch_rows: Histogram,
+    pub queue_seconds: [Histogram; 3],
+    pub batch_wait_seconds: Histogram,
+    pub compute_seconds: Histogram,
+    pub in_flight: IntGauge,
+    slots: [Gauge; 4],
+}
+
+impl ModelMetrics {
+    /// Counts a request's end.
+    pub fn count(&self, lane: Lane, outcome: Outcome) {
+        self.requests[lane.index()][outcome as usize].inc();
+    }
+
+    /// Sets how many slots are in each state.
+    pub fn set_slots(&self, loading: usize, idle: usize, busy: usize, failed: usize) {
+        for (gauge, count) in self.slots.iter().zip([loading, idle, busy, failed]) {
+            gauge.set(count as f64);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_outcome_has_its_label_and_every_metric_is_registered_under_its_name() {
+        for (place, (outcome, _)) in OUTCOMES.iter().enumerate() {
+            assert_eq!(*outcome as usize, place);
+        }
+        let registry = Registry::new();
+        let metrics = Metrics::new(&registry).expect("registers");
+        let model = metrics.of_model(&"digits".parse().expect("a name"), "cpu");
+        model.count(Lane::Low, Outcome::Dead);
+        let families = registry.gather();
+        for metric in names::ALL {
+            assert!(families.iter().any(|family| family.name() == metric.name), "{} is missing", metric.name);
+        }
+        let requests = families.iter().find(|family| family.name() == names::REQUESTS.name).expect("counted");
+        let counted =
+            requests.get_metric().iter().find(|metric| metric.get_counter().value() == 1.0).expect("one is 1");
+        let labels: Vec<_> = counted.get_label().iter().map(|label| label.value()).collect();
+        assert!(labels.contains(&"dead") && labels.contains(&"low"), "{labels:?}");
+        assert!(names::REQUESTS.help.contains("given_back"));
+    }
+}

@@ -1,0 +1,200 @@
+//! Ending a request: its answer is stored or sent first, and only then is it settled.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use sluice_core::broker::{Broker, BrokerError, Death, Replied, Reply, Settlement};
+use sluice_core::clock::unix_ms;
+use sluice_core::manifest::Limits;
+use sluice_core::{ErrorCode, Failure, ModelName, codec};
+use tracing::{debug, warn};
+
+use crate::engine::{Blame, EngineError};
+use crate::intake::{Rejection, Ticket};
+use crate::metrics::{ModelMetrics, Outcome};
+
+/// How often an answer is sent again while the broker is away. After that the request is left to be retried.
+const TRIES: u32 = 40;
+/// The pause between tries.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// What became of a request.
+pub enum Verdict {
+    /// The model answered, encoded as the request was.
+    Answered(Bytes),
+    /// It did not get as far as a batch.
+    Rejected(Rejection),
+    /// Its deadline passed while it waited for a slot.
+    ExpiredInBatch,
+    /// Running it failed.
+    Failed(EngineError),
+    /// It is handed back, uncharged.
+    GivenBack,
+}
+
+/// Ends requests of one model.
+pub struct Replier {
+    pub broker: Arc<dyn Broker>,
+    pub model: ModelName,
+    pub limits: Limits,
+    pub host: String,
+    pub metrics: Arc<ModelMetrics>,
+}
+
+/// Why an answer cannot be delivered, ever.
+struct Undeliverable(String);
+
+impl Replier {
+    /// Ends a request. What cannot be ended now is left unsettled, and the broker delivers it again.
+    pub async fn conclude(&self, ticket: Ticket, verdict: Verdict) {
+        let lane = ticket.lane;
+        let id = ticket.id.clone();
+        let outcome = self.settle(ticket, verdict).await;
+        self.metrics.in_flight.dec();
+        match outcome {
+            Ok(outcome) => self.metrics.count(lane, outcome),
+            Err(error) => {
+                let id = id.map_or_else(String::new, |id| id.to_string());
+                warn!(model = %self.model, id, %error, "could not settle a request; the broker delivers it again");
+            }
+        }
+    }
+
+    async fn settle(&self, ticket: Ticket, verdict: Verdict) -> Result<Outcome, BrokerError> {
+        match verdict {
+            Verdict::Answered(body) => {
+                if ticket.deadline.is_some_and(|deadline| deadline <= unix_ms()) {
+                    return self.refuse(ticket, expired(), Outcome::ExpiredReply).await;
+                }
+                self.answer(ticket, body).await
+            }
+            Verdict::Rejected(Rejection::Refused(failure)) => self.refuse(ticket, failure, Outcome::Invalid).await,
+            Verdict::Rejected(Rejection::Expired) => self.refuse(ticket, expired(), Outcome::ExpiredFetch).await,
+            Verdict::ExpiredInBatch => self.refuse(ticket, expired(), Outcome::ExpiredBatch).await,
+            Verdict::Rejected(Rejection::Exhausted) => {
+                let attempts = ticket.charged;
+                let reason =
+                    format!("given up after {attempts} attempts: each time its worker died, hung or lost the broker");
+                self.bury(ticket, Failure::new(ErrorCode::Aborted, reason), attempts).await
+            }
+            Verdict::Failed(error) => self.failed(ticket, error).await,
+            Verdict::GivenBack => {
+                ticket.hold.settle(Settlement::GiveBack).await?;
+                Ok(Outcome::GivenBack)
+            }
+        }
+    }
+
+    async fn answer(&self, ticket: Ticket, body: Bytes) -> Result<Outcome, BrokerError> {
+        match self.send(&ticket, None, body).await? {
+            Ok(()) => {
+                ticket.hold.settle(Settlement::Done).await?;
+                Ok(Outcome::Ok)
+            }
+            Err(Undeliverable(reason)) => {
+                let attempts = ticket.charged + 1;
+                self.bury(ticket, Failure::new(ErrorCode::ResourceExhausted, reason), attempts).await
+            }
+        }
+    }
+
+    /// Tells the sender, and removes the request. Without a way to tell, it becomes a dead letter.
+    async fn refuse(&self, ticket: Ticket, failure: Failure, outcome: Outcome) -> Result<Outcome, BrokerError> {
+        let Some(id) = ticket.id.as_ref().filter(|_| ticket.reply_to.is_some()) else {
+            let attempts = ticket.charged;
+            return self.bury(ticket, failure, attempts).await;
+        };
+        let body = codec::encode_failure(ticket.content_type, id.as_str(), &failure);
+        match self.send(&ticket, Some(failure.code), body).await? {
+            Ok(()) => {
+                ticket.hold.settle(Settlement::Done).await?;
+                Ok(outcome)
+            }
+            Err(Undeliverable(reason)) => {
+                let attempts = ticket.charged;
+                let failure = Failure {
+                    message: format!("{}; and its sender cannot be told: {reason}", failure.message),
+                    ..failure
+                };
+                self.bury(ticket, failure, attempts).await
+            }
+        }
+    }
+
+    async fn failed(&self, ticket: Ticket, error: EngineError) -> Result<Outcome, BrokerError> {
+        let attempts = ticket.charged + 1;
+        let code = match error.blame {
+            Blame::Request => ErrorCode::ModelFailed,
+            Blame::Circumstances => ErrorCode::ResourceExhausted,
+            Blame::Process => ErrorCode::Aborted,
+        };
+        let id = ticket.id.as_ref().map_or("", |id| id.as_str());
+        if error.blame != Blame::Request && attempts < self.limits.attempts {
+            debug!(model = %self.model, id, attempts, reason = error.detail, "a request is tried again later");
+            ticket.hold.settle(Settlement::Retry(self.limits.retry_delay)).await?;
+            return Ok(Outcome::Retried);
+        }
+        warn!(model = %self.model, id, attempts, %code, reason = error.detail, "a request failed for good");
+        self.bury(ticket, Failure::new(code, error.message), attempts).await
+    }
+
+    /// Tells the sender if that can be done, and keeps the request as a dead letter.
+    async fn bury(&self, ticket: Ticket, failure: Failure, attempts: u32) -> Result<Outcome, BrokerError> {
+        if let Some(id) = ticket.id.as_ref().filter(|_| ticket.reply_to.is_some()) {
+            let told = Failure { message: format!("{} (kept as a dead letter)", failure.message), ..failure.clone() };
+            let body = codec::encode_failure(ticket.content_type, id.as_str(), &told);
+            if let Err(Undeliverable(reason)) = self.send(&ticket, Some(failure.code), body).await? {
+                debug!(model = %self.model, id = %id, reason, "the sender of a dead letter cannot be told");
+            }
+        }
+        let death =
+            Death { code: failure.code, reason: failure.message, attempts, host: self.host.clone(), at: unix_ms() };
+        ticket.hold.settle(Settlement::Dead(death)).await?;
+        Ok(Outcome::Dead)
+    }
+
+    /// Sends an answer, and again while the broker is away.
+    async fn send(
+        &self,
+        ticket: &Ticket,
+        error: Option<ErrorCode>,
+        body: Bytes,
+    ) -> Result<Result<(), Undeliverable>, BrokerError> {
+        let (Some(to), Some(id)) = (&ticket.reply_to, &ticket.id) else {
+            return Ok(Err(Undeliverable("it says not where its answer goes".into())));
+        };
+        let reply = Reply {
+            id: id.clone(),
+            error,
+            content_type: ticket.content_type,
+            body,
+            traceparent: ticket.traceparent.clone(),
+        };
+        let mut tries = 0;
+        loop {
+            match self.broker.reply(to, &reply).await {
+                Ok(Replied::Sent) => return Ok(Ok(())),
+                Ok(Replied::AlreadyStored) => {
+                    debug!(model = %self.model, id = %id, "a result was stored before; that one stands");
+                    return Ok(Ok(()));
+                }
+                Err(failed @ (BrokerError::TooLarge { .. } | BrokerError::Unusable(_) | BrokerError::Denied(_))) => {
+                    return Ok(Err(Undeliverable(failed.to_string())));
+                }
+                Err(failed) => {
+                    tries += 1;
+                    if tries == TRIES {
+                        return Err(failed);
+                    }
+                    debug!(model = %self.model, id = %id, error = %failed, "an answer is sent again");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+fn expired() -> Failure {
+    Failure::new(ErrorCode::DeadlineExceeded, "the deadline passed before the request was answered")
+}

@@ -1,0 +1,219 @@
+//! A slot: one OS thread that runs batches of one model, one after the other, and encodes the answers.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use sluice_core::codec::{self, ContentType};
+use sluice_core::{InferResponse, Manifest, Tensor};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::engine::{self, Blame, Device, EngineError, Gathered, Model, run_requests};
+use crate::package::Package;
+
+/// libtorch's forward overflows a small stack, which aborts the process.
+const STACK: usize = 16 * 1024 * 1024;
+
+/// A request, as far as a slot needs it.
+pub struct Job {
+    pub id: String,
+    pub content_type: ContentType,
+    pub inputs: Vec<Tensor>,
+    /// Outputs wanted; empty for all.
+    pub outputs: Vec<usize>,
+}
+
+/// A batch for a slot.
+pub struct Work {
+    /// The number under which its tickets are kept.
+    pub batch: u64,
+    pub jobs: Vec<Job>,
+    /// Its tensors, if they were filled while the batch before it ran.
+    pub gathered: Option<Gathered>,
+}
+
+/// A batch that was run.
+pub struct Finished {
+    pub slot: usize,
+    pub batch: u64,
+    /// One encoded answer or error per request.
+    pub answers: Vec<Result<Bytes, EngineError>>,
+    /// Rows of each execution: more than one if the batch was split or run in pieces.
+    pub executions: Vec<usize>,
+    pub took: Duration,
+}
+
+/// A running slot.
+pub struct Slot {
+    work: Sender<Work>,
+    model: Arc<dyn Model>,
+    clock: Arc<Clock>,
+}
+
+/// When the current execution began, readable from outside the thread.
+struct Clock {
+    base: Instant,
+    /// Nanoseconds since `base`, plus one; 0 while nothing runs.
+    started: AtomicU64,
+}
+
+impl Clock {
+    fn start(&self) {
+        self.started.store(self.base.elapsed().as_nanos() as u64 + 1, Ordering::Release);
+    }
+
+    fn stop(&self) {
+        self.started.store(0, Ordering::Release);
+    }
+
+    fn running_for(&self) -> Option<Duration> {
+        match self.started.load(Ordering::Acquire) {
+            0 => None,
+            started => Some(self.base.elapsed().saturating_sub(Duration::from_nanos(started - 1))),
+        }
+    }
+}
+
+/// Starts `count` slots. The first loads the model and warms it up; all share it.
+pub async fn start_all(
+    package: &Arc<Package>,
+    device: Device,
+    count: usize,
+    finished: &mpsc::UnboundedSender<Finished>,
+) -> Result<Vec<Slot>> {
+    let (loaded, model) = oneshot::channel();
+    let (work, receiver) = channel();
+    let clock = Arc::new(Clock { base: Instant::now(), started: AtomicU64::new(0) });
+    let thread = Thread {
+        index: 0,
+        package: Arc::clone(package),
+        receiver,
+        finished: finished.clone(),
+        clock: Arc::clone(&clock),
+    };
+    thread.start(move |package| {
+        let model = catch_unwind(AssertUnwindSafe(|| engine::load(package, device)))
+            .unwrap_or_else(|_| Err(EngineError::new(Blame::Process, "the engine panicked while loading")));
+        let own = model.as_ref().ok().map(Arc::clone);
+        // Nobody waits any more if the worker is stopping.
+        let _ = loaded.send(model);
+        own
+    })?;
+    let model = model.await.context("the slot's thread ended while loading")??;
+    let mut slots = vec![Slot { work, model: Arc::clone(&model), clock }];
+    for index in 1..count {
+        let (work, receiver) = channel();
+        let clock = Arc::new(Clock { base: Instant::now(), started: AtomicU64::new(0) });
+        let thread = Thread {
+            index,
+            package: Arc::clone(package),
+            receiver,
+            finished: finished.clone(),
+            clock: Arc::clone(&clock),
+        };
+        let own = Arc::clone(&model);
+        thread.start(move |_| Some(own))?;
+        slots.push(Slot { work, model: Arc::clone(&model), clock });
+    }
+    Ok(slots)
+}
+
+impl Slot {
+    /// Runs a batch now.
+    pub fn run(&self, work: Work) -> Result<()> {
+        self.work.send(work).ok().context("the slot's thread has ended")
+    }
+
+    /// Fills a batch's tensors while the slot still runs the one before, then queues it.
+    pub fn prepare(&self, mut work: Work) {
+        let model = Arc::clone(&self.model);
+        let queue = self.work.clone();
+        tokio::task::spawn_blocking(move || {
+            let inputs: Vec<&[Tensor]> = work.jobs.iter().map(|job| job.inputs.as_slice()).collect();
+            // If it fails, the slot tries again, and finds the request that makes it fail.
+            work.gathered = catch_unwind(AssertUnwindSafe(|| model.gather(&inputs))).ok().and_then(Result::ok);
+            // The thread ends only after this sender is gone.
+            let _ = queue.send(work);
+        });
+    }
+
+    /// How long the current execution has run.
+    pub fn running_for(&self) -> Option<Duration> {
+        self.clock.running_for()
+    }
+}
+
+struct Thread {
+    index: usize,
+    package: Arc<Package>,
+    receiver: Receiver<Work>,
+    finished: mpsc::UnboundedSender<Finished>,
+    clock: Arc<Clock>,
+}
+
+impl Thread {
+    fn start(self, model: impl FnOnce(&Package) -> Option<Arc<dyn Model>> + Send + 'static) -> Result<()> {
+        let name = format!("slot-{}-{}", self.package.manifest.name, self.index);
+        let threads = self.package.manifest.resources.threads;
+        let body = move || {
+            let _guard = engine::prepare_thread(threads);
+            if let Some(model) = model(&self.package) {
+                self.serve(&model);
+            }
+        };
+        std::thread::Builder::new().name(name).stack_size(STACK).spawn(body).context("cannot start a slot's thread")?;
+        Ok(())
+    }
+
+    fn serve(&self, model: &Arc<dyn Model>) {
+        while let Ok(work) = self.receiver.recv() {
+            let began = Instant::now();
+            let batch = work.batch;
+            let count = work.jobs.len();
+            let mut executions = Vec::with_capacity(1);
+            let run = catch_unwind(AssertUnwindSafe(|| {
+                execute(model, &self.package.manifest, work, &mut |rows| {
+                    executions.push(rows);
+                    self.clock.start();
+                })
+            }));
+            self.clock.stop();
+            let answers = run.unwrap_or_else(|_| {
+                let error = EngineError::new(Blame::Request, "the engine panicked");
+                (0..count).map(|_| Err(error.clone())).collect()
+            });
+            let finished = Finished { slot: self.index, batch, answers, executions, took: began.elapsed() };
+            if self.finished.send(finished).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn execute(
+    model: &Arc<dyn Model>,
+    manifest: &Manifest,
+    work: Work,
+    note: &mut dyn FnMut(usize),
+) -> Vec<Result<Bytes, EngineError>> {
+    let inputs: Vec<&[Tensor]> = work.jobs.iter().map(|job| job.inputs.as_slice()).collect();
+    let outcomes = run_requests(model, &inputs, work.gathered, manifest.batching.max_rows, note);
+    let encode = |(job, outcome): (&Job, Result<Vec<Tensor>, EngineError>)| {
+        let mut outputs = outcome?;
+        if !job.outputs.is_empty() {
+            outputs = job.outputs.iter().filter_map(|index| outputs.get(*index).cloned()).collect();
+        }
+        let response = InferResponse {
+            model_name: manifest.name.to_string(),
+            model_version: manifest.version.clone(),
+            id: job.id.clone(),
+            outputs,
+        };
+        Ok(codec::encode_response(job.content_type, &response))
+    };
+    work.jobs.iter().zip(outcomes).map(encode).collect()
+}
