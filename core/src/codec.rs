@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use serde::Deserialize;
 
 use crate::{Datatype, ErrorCode, Failure, InferRequest, InferResponse, Tensor};
@@ -189,6 +189,15 @@ pub fn data_from_json(datatype: Datatype, values: &serde_json::Value) -> Result<
     let text = values.to_string();
     let wire: WireData = serde_json::from_str(&text).map_err(|error| error.to_string())?;
     wire.pack(datatype, None, &Bytes::new())
+}
+
+/// Appends one value written as text, as in a CSV file. The error does not name the tensor.
+pub fn put_text(datatype: Datatype, text: &str, packed: &mut BytesMut) -> Result<(), String> {
+    if data::put_text(datatype, text, packed) {
+        return Ok(());
+    }
+    let shown: String = text.chars().take(40).collect();
+    Err(format!("`{shown}` is not {datatype}"))
 }
 
 fn parse<'a, T: Deserialize<'a>>(content_type: ContentType, body: &'a Bytes) -> Result<T, Failure> {

@@ -146,7 +146,7 @@ mod tests {
         }
         let requests = families.iter().find(|family| family.name() == names::REQUESTS.name).expect("counted");
         let counted =
-            requests.get_metric().iter().find(|metric| metric.get_counter().value() == 1.0).expect("one is 1");
+            requests.get_metric().iter().find(|metric| metric.get_counter().get_value() == 1.0).expect("one is 1");
         let labels: Vec<_> = counted.get_label().iter().map(|label| label.value()).collect();
         assert!(labels.contains(&"dead") && labels.contains(&"low"), "{labels:?}");
         assert!(names::REQUESTS.help.contains("given_back"));

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_nats::{Client, Message, Subscriber};
 use async_trait::async_trait;
 use futures_util::StreamExt;
+use futures_util::stream::SelectAll;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tracing::{debug, warn};
@@ -51,6 +52,8 @@ pub(super) struct NatsConsumer {
     stream: String,
     credit: usize,
     inbox: Inbox,
+    /// Former inboxes whose orders were cancelled: what was on its way still arrives there.
+    former: SelectAll<Subscriber>,
     lanes: [LaneState; 3],
     unsettled: Arc<Unsettled>,
     /// Orders not sent yet: sending one can be interrupted, forgetting one cannot be allowed.
@@ -98,6 +101,7 @@ pub(super) async fn open(nats: &Nats, model: &ModelName, credit: usize) -> Resul
         stream: names::work_stream(model),
         credit,
         inbox,
+        former: SelectAll::new(),
         lanes: Default::default(),
         unsettled: Arc::default(),
         outbox: Vec::new(),
@@ -137,9 +141,15 @@ impl Consumer for NatsConsumer {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 self.reopen().await?;
             }
+            if self.lanes.iter().map(|lane| lane.standing + lane.backlog).sum::<usize>()
+                > self.credit.max(pull::LEAST_CREDIT)
+            {
+                self.cancel_orders().await?;
+            }
             self.order().await?;
             tokio::select! {
                 biased;
+                Some(message) = self.former.next() => self.take(message),
                 message = self.inbox.next() => match message {
                     Some((mode, message)) => self.receive(mode, message),
                     None => return Err(other("receiving requests", "the connection was closed")),
@@ -168,14 +178,11 @@ impl Consumer for NatsConsumer {
             held.push(parked);
         }
         let deadline = Instant::now() + Duration::from_secs(2);
-        for subscriber in [&mut self.inbox.standing, &mut self.inbox.backlog] {
-            if let Err(error) = subscriber.drain().await {
-                debug!(model = %self.model, %error, "cannot end a subscription; the broker redelivers what was on its way");
-                continue;
-            }
-            while let Ok(Some(message)) = tokio::time::timeout_at(deadline, subscriber.next()).await {
-                held.push(message);
-            }
+        if let Err(error) = self.cancel_orders().await {
+            debug!(model = %self.model, %error, "cannot cancel orders; the broker redelivers what was on its way");
+        }
+        while let Ok(Some(message)) = tokio::time::timeout_at(deadline, self.former.next()).await {
+            held.push(message);
         }
         for message in held {
             if let Some(ack) = Ack::parse(&message) {
@@ -238,6 +245,15 @@ impl NatsConsumer {
         }
     }
 
+    /// Parks a request; anything else is passed over.
+    fn take(&mut self, message: Message) {
+        if let Some(lane) = names::lane_of(&message.subject).filter(|_| Ack::parse(&message).is_some()) {
+            // Counted here, before anything can interrupt the way to a hold.
+            self.unsettled.lanes[lane.index()].fetch_add(1, Ordering::AcqRel);
+            self.parked = Some(message);
+        }
+    }
+
     /// Takes in what came: a request is parked for `unpark`, a status corrects the count.
     fn receive(&mut self, mode: Mode, message: Message) {
         self.heard = Instant::now();
@@ -245,9 +261,7 @@ impl NatsConsumer {
         if Ack::parse(&message).is_some() {
             let asked = self.asked(mode, lane);
             *asked = asked.saturating_sub(1);
-            // Counted here, before anything can interrupt the way to a hold.
-            self.unsettled.lanes[lane.index()].fetch_add(1, Ordering::AcqRel);
-            self.parked = Some(message);
+            self.take(message);
             return;
         }
         let status = message.status.map_or(0, |status| status.as_u16());
@@ -300,18 +314,34 @@ impl NatsConsumer {
         NatsHold::new(self.settling.clone(), Arc::clone(&self.unsettled), lane, message, ack.sequence, waived)
     }
 
+    /// Cancels every order, by unsubscribing: the server drops orders whose inbox is gone. What it had sent by then
+    /// still arrives. Orders for the new credit go to a new inbox.
+    async fn cancel_orders(&mut self) -> Result<()> {
+        let fresh = Inbox::open(&self.client).await?;
+        let former = std::mem::replace(&mut self.inbox, fresh);
+        self.forget_orders();
+        for mut subscriber in [former.standing, former.backlog] {
+            subscriber.drain().await.map_err(|error| other("ending a subscription", error))?;
+            self.former.push(subscriber);
+        }
+        Ok(())
+    }
+
     /// Starts over with a new inbox: the server's orders for the old one are gone or will end there.
     async fn reopen(&mut self) -> Result<()> {
-        let inbox = Inbox::open(&self.client).await?;
+        self.inbox = Inbox::open(&self.client).await?;
         debug!(model = %self.model, why = self.broken.take(), "asking anew");
-        self.inbox = inbox;
-        self.outbox.clear();
-        for lane in &mut self.lanes {
-            lane.standing = 0;
-            lane.backlog = 0;
-            lane.pending = 0;
-        }
+        self.forget_orders();
         self.heard = Instant::now();
         Ok(())
+    }
+
+    fn forget_orders(&mut self) {
+        self.outbox.clear();
+        for lane in &mut self.lanes {
+            // What waits is not forgotten: asking once too often costs one word of the server.
+            lane.standing = 0;
+            lane.backlog = 0;
+        }
     }
 }

@@ -107,6 +107,26 @@ pub async fn raising_the_credit_asks_for_more(rig: &mut dyn Rig) -> Result<()> {
     Ok(())
 }
 
+pub async fn lowering_the_credit_leaves_no_lane_deaf(rig: &mut dyn Rig) -> Result<()> {
+    let broker = with_queue(rig).await?;
+    let mut consumer = broker.consume(&model(), 400).await?;
+    nothing(&mut consumer).await?;
+    consumer.set_credit(12);
+    // More than was on order for this lane, and all of it comes although other lanes are idle.
+    let filling = fill(&broker, Lane::Normal, 300);
+    let taking = async {
+        for taken in 0..300 {
+            let delivery = next(&mut consumer).await?;
+            let (_, in_flight) = counts(&broker).await?;
+            assert!(in_flight <= 12 || taken < 12, "{in_flight} in flight");
+            delivery.hold.settle(Settlement::Done).await?;
+        }
+        Ok(())
+    };
+    let (filled, taken) = tokio::join!(filling, taking);
+    filled.and(taken)
+}
+
 pub async fn stopping_gives_back_what_was_on_its_way(rig: &mut dyn Rig) -> Result<()> {
     let broker = with_queue(rig).await?;
     fill(&broker, Lane::Normal, 50).await?;

@@ -48,6 +48,25 @@ impl WireData<'_> {
     }
 }
 
+/// Appends one value written as text; false if it is not of that datatype.
+pub(super) fn put_text(datatype: Datatype, text: &str, packed: &mut BytesMut) -> bool {
+    let trimmed = text.trim();
+    let scalar = if datatype == Datatype::Bytes {
+        Scalar::Text(Cow::Borrowed(text))
+    } else if let Ok(value) = trimmed.parse() {
+        Scalar::Int(value)
+    } else if let Ok(value) = trimmed.parse() {
+        Scalar::Uint(value)
+    } else if let Ok(value) = trimmed.parse() {
+        Scalar::Float(value)
+    } else if let Ok(value) = trimmed.to_ascii_lowercase().parse() {
+        Scalar::Bool(value)
+    } else {
+        return false;
+    };
+    scalar.put(datatype, packed)
+}
+
 impl Scalar<'_> {
     /// Appends the value as `datatype`; false if it is not one.
     fn put(&self, datatype: Datatype, packed: &mut BytesMut) -> bool {

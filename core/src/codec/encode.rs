@@ -107,6 +107,11 @@ fn json_tensors(tensors: &[Tensor]) -> Vec<Value> {
     tensors.iter().map(one).collect()
 }
 
+/// The double with the fewest digits that reads back as the same single: 0.1, not 0.10000000149011612.
+fn shortest(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}
+
 pub(super) fn json_data(tensor: &Tensor) -> Value {
     let data = &tensor.data[..];
     macro_rules! numbers {
@@ -124,9 +129,9 @@ pub(super) fn json_data(tensor: &Tensor) -> Value {
         Datatype::Int16 => numbers!(i16, |value| value),
         Datatype::Int32 => numbers!(i32, |value| value),
         Datatype::Int64 => numbers!(i64, |value| value),
-        Datatype::Fp16 => numbers!(f16, f16::to_f32),
-        Datatype::Bf16 => numbers!(bf16, bf16::to_f32),
-        Datatype::Fp32 => numbers!(f32, |value| value),
+        Datatype::Fp16 => numbers!(f16, |value: f16| shortest(value.to_f32())),
+        Datatype::Bf16 => numbers!(bf16, |value: bf16| shortest(value.to_f32())),
+        Datatype::Fp32 => numbers!(f32, shortest),
         Datatype::Fp64 => numbers!(f64, |value| value),
         Datatype::Bytes => {
             let mut elements = Vec::new();

@@ -1,0 +1,239 @@
+//! The command line, as `--help` teaches it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use sluice_core::{Lane, ModelName};
+
+/// Sends requests to models behind a message queue, one by one or by the file.
+///
+/// Exit codes: 0 all is well; 1 the command failed; 2 some rows failed, or the model answered with an error;
+/// 64 the command line is wrong; 130 interrupted.
+#[derive(Parser)]
+#[command(name = "sluice", version, propagate_version = true, max_term_width = 110)]
+pub struct Arguments {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Args)]
+pub struct Global {
+    /// The message broker: nats://[user:password@]host:port, or tls://...
+    #[arg(long, global = true, env = "SLUICE_BROKER", default_value = "nats://127.0.0.1:4222", value_name = "URL")]
+    pub broker: String,
+    /// A NATS credentials file
+    #[arg(long, global = true, env = "SLUICE_CREDENTIALS", value_name = "FILE")]
+    pub credentials: Option<PathBuf>,
+    /// A file of root certificates for TLS
+    #[arg(long, global = true, env = "SLUICE_TLS_CA", value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+}
+
+impl Command {
+    /// Whether errors are to be JSON too.
+    pub fn json(&self) -> bool {
+        match self {
+            Command::Submit(options) => options.json,
+            Command::Queue(options) => options.json,
+            Command::Dead(options) => options.json,
+            // An answer is always JSON; an error before it is for people.
+            Command::Infer(_) | Command::Completions { .. } => false,
+        }
+    }
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Ask a model once and print its answer
+    Infer(Infer),
+    /// Send the rows of files to a model and write the answers to a file
+    Submit(Submit),
+    /// Show what waits and runs, per lane
+    Queue(Queue),
+    /// Look at requests that were given up
+    Dead(Dead),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Ask a model once and print its answer as an Open Inference Protocol response.
+///
+/// Examples:
+///   sluice infer digits --input image=one-image.npy
+///   sluice infer digits --input 'image=[[0,0,5,13,...]]'
+///   sluice infer digits --json request.json
+#[derive(Args)]
+#[command(verbatim_doc_comment)]
+pub struct Infer {
+    /// The model
+    pub model: ModelName,
+    /// An input: NAME=FILE.npy, or NAME=JSON with one entry per row
+    #[arg(long, value_name = "NAME=VALUE", required_unless_present = "json")]
+    pub input: Vec<String>,
+    /// A whole Open Inference Protocol request; - for standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "input")]
+    pub json: Option<PathBuf>,
+    /// Outputs wanted; all if not given
+    #[arg(long, value_name = "NAME")]
+    pub output: Vec<String>,
+    #[command(flatten)]
+    pub routing: Routing,
+    /// How long to wait for the answer; past it the request is dropped
+    #[arg(long, default_value = "30s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    pub timeout: Duration,
+    #[command(flatten)]
+    pub takes: Takes,
+}
+
+/// Send the rows of files to a model and write the answers to a file.
+///
+/// Reads CSV, JSON Lines, NPY and NPZ, also compressed (.gz), and standard input (-). Answers come as JSON Lines in the
+/// order of the input, one line per row: {"row": 0, "outputs": {...}}. Rows that fail go to a file of their own, with
+/// their place and the reason.
+///
+/// Answers travel by durable results: neither a broker restart nor a closed laptop loses one. An interrupted run goes
+/// on with --resume, and asks only for what is not answered yet.
+///
+/// Examples:
+///   sluice submit digits digits.csv.gz --columns 0-63 -o answers.jsonl
+///   sluice submit bert texts.jsonl -o vectors.jsonl --rows-per-message 8
+///   zcat huge.csv.gz | sluice submit digits - --format csv --columns 0-63 -o answers.jsonl
+#[derive(Args)]
+#[command(verbatim_doc_comment)]
+pub struct Submit {
+    /// The model
+    pub model: ModelName,
+    /// The files, in order; - for standard input
+    #[arg(required = true, value_name = "FILES")]
+    pub files: Vec<PathBuf>,
+    /// Where answers go; - for standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Where rows that failed go [default: OUTPUT.errors]
+    #[arg(long, value_name = "FILE")]
+    pub errors: Option<PathBuf>,
+    /// What the files are; told from their names otherwise
+    #[arg(long, value_enum)]
+    pub format: Option<Format>,
+    /// CSV columns that make the input, by number from 0 or by name: 0-63, or a,b,c; with several inputs NAME=COLUMNS
+    #[arg(long, value_name = "COLUMNS")]
+    pub columns: Vec<String>,
+    /// Whether CSV files begin with names
+    #[arg(long, value_enum, default_value = "auto")]
+    pub header: Header,
+    /// Rows per message: more cost less each, fewer are spread more evenly
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=65536), value_name = "N")]
+    pub rows_per_message: u32,
+    /// Messages under way at once
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=16384), value_name = "N")]
+    pub window: u32,
+    /// How answers travel
+    #[arg(long, value_enum, default_value = "durable")]
+    pub reply: ReplyMode,
+    /// Go on with an interrupted run that wrote the same output
+    #[arg(long, conflicts_with = "overwrite")]
+    pub resume: bool,
+    /// Replace an output that is there
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Drop a request that was not answered this long after it was sent
+    #[arg(long, value_parser = humantime::parse_duration, value_name = "TIME")]
+    pub deadline: Option<Duration>,
+    /// Print the summary as JSON, and no progress
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub routing: Routing,
+    #[command(flatten)]
+    pub takes: Takes,
+}
+
+#[derive(Args)]
+pub struct Routing {
+    /// The priority: high, normal or low
+    #[arg(long, default_value = "normal")]
+    pub lane: Lane,
+    /// The model version that must answer
+    #[arg(long, value_name = "VERSION")]
+    pub model_version: Option<String>,
+    /// Whose requests these are
+    #[arg(long, value_name = "NAME")]
+    pub tenant: Option<String>,
+}
+
+#[derive(Args)]
+pub struct Takes {
+    /// What the model takes, if no worker runs that could tell: NAME:DATATYPE:SIZES, such as image:FP32:64 or
+    /// ids:INT64:? with ? for a size that varies
+    #[arg(long, value_name = "SPEC")]
+    pub takes: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Csv,
+    Jsonl,
+    Npy,
+    Npz,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Header {
+    Auto,
+    Yes,
+    No,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ReplyMode {
+    /// Stored by the broker until read: nothing is lost
+    Durable,
+    /// Straight back: faster, and asked again if lost
+    Inbox,
+}
+
+#[derive(Args)]
+pub struct Queue {
+    /// Only this model
+    pub model: Option<ModelName>,
+    /// Show again every second, until Ctrl-C
+    #[arg(short, long)]
+    pub watch: bool,
+    /// Print JSON for machines
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct Dead {
+    #[command(subcommand)]
+    pub command: DeadCommand,
+    /// Print JSON for machines
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Subcommand)]
+pub enum DeadCommand {
+    /// List the newest requests of a model that were given up
+    List {
+        /// The model
+        model: ModelName,
+        /// At most so many
+        #[arg(long, default_value_t = 50)]
+        limit: usize,
+    },
+    /// Show one: its reason, headers and body
+    Show {
+        /// The model
+        model: ModelName,
+        /// Its number in the list, or the request's id; the newest if not given
+        which: Option<String>,
+    },
+}

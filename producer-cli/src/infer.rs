@@ -1,0 +1,159 @@
+//! `sluice infer`: one request, one answer.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use sluice_core::broker::{Broker, Receipt, Reply, Submission};
+use sluice_core::clock::unix_ms;
+use sluice_core::codec::{self, ContentType};
+use sluice_core::{Envelope, InferRequest, Tensor};
+
+use crate::cli::{Global, Infer};
+use crate::input::read_array;
+use crate::model::{InputSpec, learn};
+use crate::{common, exit};
+
+/// An answer that takes longer is worth a word meanwhile.
+const WORD_AFTER: Duration = Duration::from_secs(1);
+
+pub async fn run(global: &Global, options: Infer) -> Result<ExitCode> {
+    let broker = common::connect(global).await?;
+    let (content_type, body) = match &options.json {
+        Some(file) => (ContentType::Json, read_body(file)?),
+        None => {
+            let model = learn(&broker, &options.model, &options.takes).await?;
+            let request =
+                InferRequest { inputs: inputs(&options.input, &model.inputs)?, outputs: options.output.clone() };
+            (ContentType::MessagePack, codec::encode_request(ContentType::MessagePack, &request))
+        }
+    };
+    let mut inbox = broker.inbox().await?;
+    let envelope = Envelope {
+        content_type,
+        lane: options.routing.lane,
+        version: options.routing.model_version.clone(),
+        tenant: options.routing.tenant.clone(),
+        reply_to: Some(inbox.reply_to()),
+        deadline: Some(unix_ms() + u64::try_from(options.timeout.as_millis()).unwrap_or(u64::MAX / 2)),
+        source: Some("/sluice/infer".into()),
+        ..Envelope::new(uuid::Uuid::now_v7().to_string().parse()?)
+    };
+    let id = envelope.id.clone();
+    let receipt = broker.submit(Submission::new(options.model.clone(), envelope, body)).await?;
+    debug_assert_eq!(receipt, Receipt::Queued, "the id is new");
+    let answer = async {
+        loop {
+            let reply = inbox.next().await?;
+            if reply.id == id {
+                return anyhow::Ok(reply);
+            }
+        }
+    };
+    let waiting = async {
+        tokio::time::sleep(WORD_AFTER).await;
+        eprintln!("waiting for an answer (up to {})", common::short(options.timeout));
+        std::future::pending::<()>().await;
+    };
+    let timeout = options.timeout + Duration::from_millis(500);
+    let reply = tokio::select! {
+        reply = answer => reply?,
+        () = waiting => unreachable!("it never ends"),
+        () = tokio::time::sleep(timeout) => bail!(no_answer(&broker, &options).await),
+        _ = tokio::signal::ctrl_c() => return Ok(ExitCode::from(exit::INTERRUPTED)),
+    };
+    show(&reply)
+}
+
+async fn no_answer(broker: &std::sync::Arc<dyn Broker>, options: &Infer) -> String {
+    let within = common::short(options.timeout);
+    let lanes = broker.depth(&options.model).await.unwrap_or_default();
+    let ready: u64 = lanes.iter().filter_map(|lane| lane.ready.clone().known()).sum();
+    format!(
+        "no answer within {within}; {ready} requests of model `{}` wait. Is a worker running? `sluice queue {}` shows the queue; \
+         --timeout waits longer",
+        options.model, options.model
+    )
+}
+
+fn show(reply: &Reply) -> Result<ExitCode> {
+    if reply.error.is_some() {
+        let failure = codec::decode_failure(reply.content_type, &reply.body);
+        println!("{}", serde_json::json!({ "error": failure.message, "code": failure.code, "id": reply.id }));
+        return Ok(ExitCode::from(exit::SOME_FAILED));
+    }
+    let response =
+        codec::decode_response(reply.content_type, &reply.body).map_err(|failure| anyhow::anyhow!(failure.message))?;
+    println!("{}", String::from_utf8_lossy(&codec::encode_response(ContentType::Json, &response)));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read_body(file: &PathBuf) -> Result<Bytes> {
+    let mut body = Vec::new();
+    if file.as_os_str() == "-" {
+        std::io::stdin().read_to_end(&mut body)?;
+    } else {
+        body = std::fs::read(file).with_context(|| format!("cannot read `{}`", file.display()))?;
+    }
+    let body = Bytes::from(body);
+    // Refused here rather than after a way through the queue.
+    codec::decode_request(ContentType::Json, &body)
+        .map_err(|failure| anyhow::anyhow!("`{}`: {}", file.display(), failure.message))?;
+    Ok(body)
+}
+
+fn inputs(given: &[String], specs: &[InputSpec]) -> Result<Vec<Tensor>> {
+    let one = |text: &String| {
+        let (name, value) = text.split_once('=').with_context(|| format!("--input `{text}` is not NAME=VALUE"))?;
+        let Some(spec) = specs.iter().find(|spec| spec.name == name) else {
+            let names: Vec<_> = specs.iter().map(|spec| format!("`{}` ({})", spec.name, spec.signature())).collect();
+            bail!("the model has no input `{name}`; it takes {}", names.join(", "));
+        };
+        let tensor = if value.ends_with(".npy") {
+            read_array(Path::new(value), spec).with_context(|| format!("cannot read `{value}`"))?
+        } else {
+            inline(spec, value).with_context(|| format!("--input `{name}`"))?
+        };
+        tensor.check().map_err(|reason| anyhow::anyhow!("--input `{name}`: {reason}"))?;
+        Ok(tensor)
+    };
+    given.iter().map(one).collect()
+}
+
+/// JSON with one entry per row; a flat list of exactly one row's values is one row.
+fn inline(spec: &InputSpec, text: &str) -> Result<Tensor> {
+    let value: serde_json::Value =
+        serde_json::from_str(text).context("it is neither a file that ends in .npy nor JSON such as [[1,2,3]]")?;
+    let rows = value.as_array().context("it is not an array with one entry per row")?;
+    let data = codec::data_from_json(spec.datatype, &value).map_err(anyhow::Error::msg)?;
+    let values = spec.datatype.size().map_or(rows.len(), |size| data.len() / size);
+    let one_row = !spec.sizes.is_empty() && rows.iter().all(|row| !row.is_array());
+    let count = if one_row { 1 } else { rows.len() };
+    if count == 0 || !values.is_multiple_of(count) {
+        bail!("{values} values in {count} rows");
+    }
+    let mut shape = vec![count as i64];
+    shape.extend(spec.row_shape(values / count).map_err(anyhow::Error::msg)?);
+    Ok(Tensor { name: spec.name.clone(), datatype: spec.datatype, shape, data })
+}
+
+#[cfg(test)]
+mod tests {
+    use sluice_core::Datatype;
+
+    use super::*;
+
+    #[test]
+    fn inline_values_are_rows() {
+        let spec = InputSpec { name: "x".into(), datatype: Datatype::Fp32, sizes: vec![Some(2)] };
+        assert_eq!(inline(&spec, "[[1,2],[3,4]]").expect("two rows").shape, [2, 2]);
+        assert_eq!(inline(&spec, "[1,2]").expect("one row").shape, [1, 2]);
+        assert!(format!("{:#}", inline(&spec, "[[1,2],[3]]").expect_err("ragged")).contains("3 values in 2 rows"));
+        assert!(inline(&spec, "1,2").is_err());
+        let scalar = InputSpec { name: "x".into(), datatype: Datatype::Int64, sizes: vec![] };
+        assert_eq!(inline(&scalar, "[1,2,3]").expect("three rows").shape, [3]);
+    }
+}

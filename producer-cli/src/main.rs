@@ -1,0 +1,67 @@
+//! `sluice`: single requests, whole files, queues and dead letters, from the command line.
+
+mod cli;
+mod common;
+mod dead;
+mod infer;
+mod input;
+mod model;
+mod queue;
+mod submit;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use cli::{Arguments, Command};
+
+/// Exit codes beyond 0 and 1; `--help` explains them.
+mod exit {
+    /// Some rows failed, or the model answered with an error.
+    pub const SOME_FAILED: u8 = 2;
+    /// The command line was wrong.
+    pub const USAGE: u8 = 64;
+    /// Ended by Ctrl-C.
+    pub const INTERRUPTED: u8 = 130;
+}
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    // The client library reports lost connections by itself; this command reports them its own way.
+    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "error".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let machine = arguments.command.json();
+    match run(arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            if machine {
+                eprintln!("{}", serde_json::json!({ "error": format!("{error:#}") }));
+            } else {
+                eprintln!("error: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let Arguments { global, command } = arguments;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match command {
+            Command::Infer(options) => infer::run(&global, options).await,
+            Command::Submit(options) => submit::run(&global, options).await,
+            Command::Queue(options) => queue::run(&global, options).await,
+            Command::Dead(options) => dead::run(&global, options).await,
+            Command::Completions { shell } => {
+                clap_complete::generate(shell, &mut Arguments::command(), "sluice", &mut std::io::stdout());
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    })
+}

@@ -1,0 +1,216 @@
+//! The window: chunks are submitted while earlier ones are under way, answers are written in order.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use sluice_core::broker::{Broker, BrokerError, Receipt, Replies, Reply, Submission};
+use sluice_core::clock::unix_ms;
+use sluice_core::{Envelope, ErrorCode, Failure, JobId, ModelName, RequestId, codec};
+
+use super::chunk::Reader;
+use super::journal::Journal;
+use super::output::Output;
+use super::progress::{Progress, Summary, Tally};
+use super::waiting::Waiting;
+use crate::cli::{ReplyMode, Routing};
+
+/// How often the state is kept and progress shown.
+const TICK: Duration = Duration::from_millis(500);
+/// The pause before a submission is repeated that the broker did not take.
+const PAUSE: Duration = Duration::from_millis(250);
+/// An answer that went straight back and has not come by then may be lost.
+const PERHAPS_LOST: Duration = Duration::from_secs(20);
+
+/// What a run needs.
+pub struct Flow<'o> {
+    pub broker: Arc<dyn Broker>,
+    pub model: ModelName,
+    pub job: JobId,
+    pub routing: &'o Routing,
+    pub deadline: Option<Duration>,
+    pub window: usize,
+    pub mode: ReplyMode,
+    pub body_bytes: Option<u64>,
+    /// Whether an earlier run may have asked already.
+    pub resumed: bool,
+}
+
+/// How a run ended.
+pub enum Ended {
+    Complete,
+    Interrupted,
+}
+
+/// What became of a submission.
+enum Sent {
+    Queued,
+    /// An earlier run's answer was stored.
+    Stored(Reply),
+    Refused(BrokerError),
+}
+
+impl Flow<'_> {
+    /// Runs to the end, or until Ctrl-C.
+    pub async fn run(
+        self,
+        mut reader: Reader,
+        mut replies: Box<dyn Replies>,
+        mut output: Output,
+        progress: &Progress,
+        journal: &mut Option<(PathBuf, Journal)>,
+    ) -> Result<(Ended, Summary)> {
+        let mut tally = Tally::start();
+        let mut waiting = Waiting::default();
+        let mut submitting = FuturesUnordered::new();
+        let mut more = true;
+        // After so many in a row that no earlier run asked for, no later one can have been asked for either.
+        let mut lookups = if self.resumed { 2 * self.window } else { 0 };
+        let mut tick = tokio::time::interval(TICK);
+        let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
+        let mut consumed = 0;
+        let ended = loop {
+            while let Some(done) = waiting.pop() {
+                output.write(&done.chunk, done.reply.as_ref())?;
+                consumed = done.chunk.consumed;
+            }
+            if !more && waiting.len() == 0 {
+                break Ended::Complete;
+            }
+            tokio::select! {
+                biased;
+                _ = &mut interrupted => break Ended::Interrupted,
+                reply = replies.next() => self.answered(reply?, &mut waiting, &mut tally),
+                Some((index, sent)) = submitting.next() => match sent {
+                    Sent::Queued => lookups = lookups.saturating_sub(1),
+                    Sent::Stored(reply) => self.answered(reply, &mut waiting, &mut tally),
+                    Sent::Refused(error) => self.refused(index, error, &mut waiting, &mut tally)?,
+                },
+                chunk = reader.chunks.recv(), if more && waiting.len() < self.window => match chunk {
+                    None => more = false,
+                    Some(chunk) => {
+                        let chunk = chunk?;
+                        let index = chunk.index;
+                        if let Some(body) = chunk.body.clone() {
+                            let submission = self.submission(index, chunk.good, body, &*replies)?;
+                            submitting.push(self.submit(index, submission, lookups > 0));
+                        }
+                        waiting.push(chunk);
+                    }
+                },
+                _ = tick.tick() => {
+                    if self.mode == ReplyMode::Inbox && self.nothing_waits_for(&mut waiting).await {
+                        for entry in waiting.open() {
+                            entry.again += 1;
+                            entry.sent = Instant::now();
+                            if let Some(body) = entry.chunk.body.clone() {
+                                let submission = self.submission(entry.chunk.index, entry.chunk.good, body, &*replies)?;
+                                submitting.push(self.submit(entry.chunk.index, submission.again(entry.again), false));
+                            }
+                        }
+                    }
+                    output.flush()?;
+                    self.keep(journal, &output)?;
+                    let note = if waiting.unanswered() > 0 && tally.requests == 0 { "waiting for a worker" } else { "" };
+                    progress.show(consumed, output.written.rows, tally.rate(), output.written.failed, note);
+                }
+            }
+        };
+        output.flush()?;
+        self.keep(journal, &output)?;
+        Ok((ended, tally.summary(output.written.rows, output.written.failed)))
+    }
+
+    fn keep(&self, journal: &mut Option<(PathBuf, Journal)>, output: &Output) -> Result<()> {
+        if let Some((path, journal)) = journal {
+            journal.written = output.written;
+            journal.save(path)?;
+        }
+        Ok(())
+    }
+
+    fn request_id(&self, index: u64) -> Result<RequestId> {
+        Ok(format!("{}-{index}", self.job).parse()?)
+    }
+
+    fn index_of(&self, id: &RequestId) -> Option<u64> {
+        id.as_str().strip_prefix(self.job.as_str())?.strip_prefix('-')?.parse().ok()
+    }
+
+    fn submission(&self, index: u64, rows: u32, body: bytes::Bytes, replies: &dyn Replies) -> Result<Submission> {
+        let deadline = self.deadline.map(|deadline| unix_ms() + deadline.as_millis() as u64);
+        let envelope = Envelope {
+            reply_to: Some(replies.reply_to()),
+            lane: self.routing.lane,
+            version: self.routing.model_version.clone(),
+            tenant: self.routing.tenant.clone(),
+            rows,
+            deadline,
+            source: Some("/sluice/submit".into()),
+            ..Envelope::new(self.request_id(index)?)
+        };
+        Ok(Submission::new(self.model.clone(), envelope, body))
+    }
+
+    /// Submits until the broker has it or refuses it for good. A full queue and an outage are waited out.
+    fn submit(
+        &self,
+        index: u64,
+        submission: Submission,
+        look_first: bool,
+    ) -> impl Future<Output = (u64, Sent)> + use<> {
+        let broker = Arc::clone(&self.broker);
+        let job = self.job.clone();
+        let body_bytes = self.body_bytes;
+        async move {
+            let size = submission.body.len();
+            if let Some(limit) = body_bytes.filter(|limit| size as u64 > *limit) {
+                let limit = format!("the queue takes {limit} bytes; lower --rows-per-message");
+                return (index, Sent::Refused(BrokerError::TooLarge { size, limit }));
+            }
+            loop {
+                if look_first && let Ok(Some(reply)) = broker.stored_result(&job, &submission.envelope.id).await {
+                    return (index, Sent::Stored(reply));
+                }
+                match broker.submit(submission.clone()).await {
+                    Ok(Receipt::Queued | Receipt::Duplicate) => return (index, Sent::Queued),
+                    Err(error) if error.is_transient() => tokio::time::sleep(PAUSE).await,
+                    Err(error) => return (index, Sent::Refused(error)),
+                }
+            }
+        }
+    }
+
+    fn answered(&self, reply: Reply, waiting: &mut Waiting, tally: &mut Tally) {
+        let Some(index) = self.index_of(&reply.id) else { return };
+        if let Some(entry) = waiting.answer(index, reply) {
+            tally.answered(entry.chunk.good, entry.sent.elapsed());
+        }
+    }
+
+    /// A message that is too large costs its own rows; anything else would fail for all alike.
+    fn refused(&self, index: u64, error: BrokerError, waiting: &mut Waiting, tally: &mut Tally) -> Result<()> {
+        if !matches!(error, BrokerError::TooLarge { .. }) {
+            return Err(error.into());
+        }
+        let failure = Failure::new(ErrorCode::InvalidArgument, error.to_string());
+        let id = self.request_id(index)?;
+        let content_type = codec::ContentType::default();
+        let body = codec::encode_failure(content_type, id.as_str(), &failure);
+        self.answered(Reply { id, error: Some(failure.code), content_type, body, traceparent: None }, waiting, tally);
+        Ok(())
+    }
+
+    /// Whether answers are overdue and the queue is empty: then they were lost on the way.
+    async fn nothing_waits_for(&self, waiting: &mut Waiting) -> bool {
+        if !waiting.open().any(|entry| entry.sent.elapsed() > PERHAPS_LOST)
+            || waiting.open().any(|entry| entry.sent.elapsed() < PERHAPS_LOST)
+        {
+            return false;
+        }
+        let Ok(lanes) = self.broker.depth(&self.model).await else { return false };
+        lanes.iter().all(|lane| lane.ready.clone().known() == Some(0) && lane.in_flight.clone().known() == Some(0))
+    }
+}
