@@ -8,7 +8,7 @@ use url::Url;
 
 /// How to reach a broker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub struct Options {
     /// `nats://[user:password@]host:port`, or `tls://...`; several, separated by commas, for a cluster.
     pub url: String,

@@ -1,6 +1,7 @@
 //! Servers and binaries as child processes on free ports in temporary folders, stopped when dropped.
 
 use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -203,4 +204,16 @@ impl NatsServer {
     pub fn id(&self) -> Option<u32> {
         self.service.as_ref().map(Service::id)
     }
+}
+
+/// A plain HTTP GET on loopback: the status code and the body.
+pub fn http_get(address: &str, path: &str) -> Result<(u16, String)> {
+    let mut stream = TcpStream::connect(address).with_context(|| format!("nothing listens on {address}"))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    let (head, body) = text.split_once("\r\n\r\n").context("not an HTTP answer")?;
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("not an HTTP status line")?;
+    Ok((status, body.to_owned()))
 }

@@ -139,7 +139,10 @@ impl Consumer for NatsConsumer {
             }
             if self.broken.is_some() {
                 tokio::time::sleep(Duration::from_millis(100)).await;
-                self.reopen().await?;
+                debug!(model = %self.model, why = self.broken, "asking anew");
+                self.cancel_orders().await?;
+                self.broken = None;
+                self.heard = Instant::now();
             }
             if self.lanes.iter().map(|lane| lane.standing + lane.backlog).sum::<usize>()
                 > self.credit.max(pull::LEAST_CREDIT)
@@ -315,7 +318,7 @@ impl NatsConsumer {
     }
 
     /// Cancels every order, by unsubscribing: the server drops orders whose inbox is gone. What it had sent by then
-    /// still arrives. Orders for the new credit go to a new inbox.
+    /// still arrives. New orders go to a new inbox.
     async fn cancel_orders(&mut self) -> Result<()> {
         let fresh = Inbox::open(&self.client).await?;
         let former = std::mem::replace(&mut self.inbox, fresh);
@@ -324,15 +327,6 @@ impl NatsConsumer {
             subscriber.drain().await.map_err(|error| other("ending a subscription", error))?;
             self.former.push(subscriber);
         }
-        Ok(())
-    }
-
-    /// Starts over with a new inbox: the server's orders for the old one are gone or will end there.
-    async fn reopen(&mut self) -> Result<()> {
-        self.inbox = Inbox::open(&self.client).await?;
-        debug!(model = %self.model, why = self.broken.take(), "asking anew");
-        self.forget_orders();
-        self.heard = Instant::now();
         Ok(())
     }
 

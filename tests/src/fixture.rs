@@ -1,0 +1,74 @@
+//! Packages for tests: TorchScript written as text, so that a test can say exactly how its model behaves.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use zip::CompressionMethod;
+use zip::write::{SimpleFileOptions, ZipWriter};
+
+/// A model whose `forward` has this signature and body, in the Python that TorchScript archives hold.
+pub struct Script<'s> {
+    /// For instance `x: Tensor) -> Tensor`.
+    pub signature: &'s str,
+    /// The statements.
+    pub body: &'s [&'s str],
+    /// The manifest, without `engine` and `file`.
+    pub manifest: &'s str,
+}
+
+impl Script<'_> {
+    /// Writes the package below `folder` and returns its path.
+    pub fn write(&self, folder: &Path, name: &str) -> Result<PathBuf> {
+        let package = folder.join(name);
+        fs::create_dir_all(&package)?;
+        let manifest = format!("engine = \"torchscript\"\nfile = \"model.pt\"\n{}", self.manifest);
+        fs::write(package.join("model.toml"), manifest)?;
+        let mut code = String::from("class M(Module):\n  __parameters__ = []\n  __buffers__ = []\n");
+        code += &format!("  def forward(self: __torch__.M,\n    {}:\n", self.signature);
+        for line in self.body {
+            code += &format!("    {line}\n");
+        }
+        // Pickles (protocol 2) of an instance of M without attributes, and of an empty tuple.
+        let data = b"\x80\x02c__torch__\nM\nq\x00)\x81}(ubq\x01.";
+        let constants = b"\x80\x02).";
+        let mut archive = ZipWriter::new(File::create(package.join("model.pt"))?);
+        let members: [(&str, &[u8]); 5] = [
+            ("m/data.pkl", data),
+            ("m/code/__torch__.py", code.as_bytes()),
+            ("m/constants.pkl", constants),
+            ("m/version", b"4\n"),
+            ("m/byteorder", b"little"),
+        ];
+        for (name, content) in members {
+            archive.start_file(name, SimpleFileOptions::default().compression_method(CompressionMethod::Stored))?;
+            archive.write_all(content)?;
+        }
+        archive.finish()?;
+        Ok(package)
+    }
+}
+
+/// Doubles `x`, four floats a row; fails on values over a million; takes about `work` matrix products a batch.
+pub fn doubler(folder: &Path, name: &str, work: u32, extra: &str) -> Result<PathBuf> {
+    let loops = format!("for _0 in range({work}):");
+    let body = [
+        "_1 = bool(torch.gt(torch.max(x), 1000000.))",
+        "if _1:",
+        "  ops.prim.RaiseException(\"a value over a million\")",
+        "else:",
+        "  pass",
+        "w = torch.ones([256, 256])",
+        "y = w",
+        loops.as_str(),
+        "  y = torch.clamp(torch.mm(y, w), 0., 1.)",
+        "z = torch.mul(torch.min(y), 0.)",
+        "return torch.add(torch.mul(x, 2), z)",
+    ];
+    let manifest = format!(
+        "name = \"{name}\"\ninputs = [{{ name = \"x\", datatype = \"FP32\", shape = [-1, 4] }}]\n\
+         outputs = [{{ name = \"y\", datatype = \"FP32\", shape = [-1, 4] }}]\n{extra}\n"
+    );
+    Script { signature: "x: Tensor) -> Tensor", body: &body, manifest: &manifest }.write(folder, name)
+}

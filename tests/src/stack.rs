@@ -1,0 +1,184 @@
+//! A broker, workers and callers, stopped when dropped.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use sluice_broker::Options;
+use sluice_core::broker::{Broker, Replies, Reply, Submission};
+use sluice_core::codec::{self, ContentType};
+use sluice_core::{Datatype, Envelope, InferRequest, ModelName, Tensor};
+use tempfile::TempDir;
+use xtask::process::{NatsServer, Service};
+
+use crate::binaries;
+
+/// How long a test waits for what must happen.
+pub const SOON: Duration = Duration::from_secs(60);
+
+/// A broker and a folder.
+pub struct Stack {
+    /// The broker's server.
+    pub server: NatsServer,
+    folder: TempDir,
+    started: usize,
+}
+
+/// A worker process.
+pub struct Worker {
+    /// The process.
+    pub process: Service,
+    admin: String,
+}
+
+impl Stack {
+    /// Starts a broker.
+    pub fn start() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        Ok(Self { server: NatsServer::start("dev.conf", folder.path(), &[])?, folder, started: 0 })
+    }
+
+    /// The folder of this stack.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Starts a worker with these packages and slots, and waits until it is ready. `extra` goes into its
+    /// configuration's `[broker]` section.
+    pub fn worker(&mut self, packages: &[(&Path, usize)], extra: &str) -> Result<Worker> {
+        let mut worker = self.launch(packages, extra)?;
+        worker.process.wait_for_line(": ready", SOON)?;
+        Ok(worker)
+    }
+
+    /// Starts a worker and does not wait.
+    pub fn launch(&mut self, packages: &[(&Path, usize)], extra: &str) -> Result<Worker> {
+        self.started += 1;
+        let name = format!("worker-{}", self.started);
+        let admin = xtask::process::free_port()?;
+        let mut config = format!(
+            "[broker]\nurl = \"{}\"\n{extra}\n[worker]\nhost = \"{name}\"\nadmin = \"127.0.0.1:{admin}\"\n",
+            self.server.url()
+        );
+        for (package, count) in packages {
+            config += &format!("[[worker.slots]]\npackage = \"{}\"\ncount = {count}\n", package.display());
+        }
+        let file = self.folder().join(format!("{name}.toml"));
+        std::fs::write(&file, config)?;
+        let mut command = Command::new(binaries::path("sluice-worker")?);
+        command.arg("--config").arg(file).env_remove("RUST_LOG");
+        let process = Service::start(&name, &mut command, self.folder())?;
+        Ok(Worker { process, admin: format!("127.0.0.1:{admin}") })
+    }
+
+    /// Runs the command line to its end.
+    pub fn cli(&self, arguments: &[&str]) -> Result<Output> {
+        self.cli_command(arguments)?.output().context("cannot run sluice")
+    }
+
+    /// The command line, not started.
+    pub fn cli_command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = Command::new(binaries::path("sluice")?);
+        command
+            .args(arguments)
+            .env("SLUICE_BROKER", self.server.url())
+            .current_dir(self.folder())
+            .env_remove("RUST_LOG");
+        Ok(command)
+    }
+
+    /// A connection of a caller's own.
+    pub async fn connect(&self) -> Result<Arc<dyn Broker>> {
+        Ok(sluice_broker::connect(&Options::new(self.server.url(), "test")).await?)
+    }
+
+    /// Writes a file into the stack's folder.
+    pub fn file(&self, name: &str, content: impl AsRef<[u8]>) -> Result<PathBuf> {
+        let path = self.folder().join(name);
+        std::fs::write(&path, content)?;
+        Ok(path)
+    }
+}
+
+impl Worker {
+    /// A path of the admin port: the status code and the body.
+    pub fn admin(&self, path: &str) -> Result<(u16, String)> {
+        xtask::process::http_get(&self.admin, path)
+    }
+
+    /// The sum of a metric's samples whose labels contain all of `labels`.
+    pub fn metric(&self, name: &str, labels: &[&str]) -> Result<f64> {
+        let (_, text) = self.admin("/metrics")?;
+        let samples = text.lines().filter(|line| {
+            let rest = line.strip_prefix(name);
+            rest.is_some_and(|rest| rest.starts_with(['{', ' '])) && labels.iter().all(|label| line.contains(label))
+        });
+        Ok(samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    }
+}
+
+/// Rows of four floats as a request for a doubler.
+pub fn rows(values: &[[f32; 4]]) -> Bytes {
+    let data: Vec<u8> = values.iter().flatten().flat_map(|value| value.to_le_bytes()).collect();
+    let shape = vec![values.len() as i64, 4];
+    let input = Tensor { name: "x".into(), datatype: Datatype::Fp32, shape, data: data.into() };
+    codec::encode_request(ContentType::MessagePack, &InferRequest { inputs: vec![input], outputs: vec![] })
+}
+
+/// The floats of a reply's only output, or the error's code and message.
+pub fn floats(reply: &Reply) -> Result<Vec<f32>, String> {
+    if reply.error.is_some() {
+        let failure = codec::decode_failure(reply.content_type, &reply.body);
+        return Err(format!("{}: {}", failure.code, failure.message));
+    }
+    let response = codec::decode_response(reply.content_type, &reply.body).map_err(|failure| failure.message)?;
+    let data = &response.outputs[0].data;
+    Ok(data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+}
+
+/// An envelope with an id and a way back.
+pub fn envelope(id: &str, replies: &dyn Replies) -> Envelope {
+    Envelope { reply_to: Some(replies.reply_to()), ..Envelope::new(id.parse().expect("an id")) }
+}
+
+/// Submits, and again while the broker is away or the queue is full.
+pub async fn submit(broker: &Arc<dyn Broker>, submission: Submission) -> Result<()> {
+    let deadline = Instant::now() + SOON;
+    loop {
+        match broker.submit(submission.clone()).await {
+            Ok(_) => return Ok(()),
+            Err(error) if error.is_transient() && Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The next reply, which must come.
+pub async fn next(replies: &mut Box<dyn Replies>) -> Result<Reply> {
+    Ok(tokio::time::timeout(SOON, replies.next()).await.context("no answer came")??)
+}
+
+/// Waits until nothing waits or runs any more.
+pub async fn wait_until_empty(broker: &Arc<dyn Broker>, model: &ModelName) -> Result<()> {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let lanes = broker.depth(model).await?;
+        let left: u64 = lanes
+            .iter()
+            .flat_map(|lane| [lane.ready.clone().known(), lane.in_flight.clone().known()])
+            .map(|count| count.unwrap_or(1))
+            .sum();
+        if left == 0 {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("{left} requests of model `{model}` still wait or run: {lanes:?}");
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,164 @@
+//! The main flow: requests in, answers out.
+
+use std::collections::HashMap;
+
+use anyhow::Result;
+use sluice_core::broker::{Receipt, Submission};
+use sluice_core::clock::unix_ms;
+use sluice_core::codec::{self, ContentType};
+use sluice_core::{Envelope, ErrorCode, Lane};
+use sluice_e2e::stack::{SOON, envelope, floats, next, rows, submit, wait_until_empty};
+use sluice_e2e::{Stack, fixture};
+
+#[tokio::test]
+async fn requests_are_batched_and_each_gets_its_own_answer() -> Result<()> {
+    let mut stack = Stack::start()?;
+    let package = fixture::doubler(stack.folder(), "m", 50, "[batching]\nmax_rows = 16")?;
+    let worker = stack.worker(&[(&package, 2)], "")?;
+    let broker = stack.connect().await?;
+    let model = "m".parse()?;
+    let mut inbox = broker.inbox().await?;
+    let mut expected = HashMap::new();
+    for index in 0..300 {
+        // From one row to more than a batch takes.
+        let count = [1, 1, 2, 5, 40][index % 5];
+        let values: Vec<[f32; 4]> = (0..count).map(|row| [index as f32, row as f32, 0.5, -1.0]).collect();
+        let lane = Lane::ALL[index % 3];
+        let id = format!("r{index}");
+        let submission = Submission::new("m".parse()?, Envelope { lane, ..envelope(&id, &*inbox) }, rows(&values));
+        assert_eq!(broker.submit(submission).await?, Receipt::Queued);
+        expected.insert(id, values.iter().flatten().map(|value| value * 2.0).collect::<Vec<f32>>());
+    }
+    while !expected.is_empty() {
+        let reply = next(&mut inbox).await?;
+        let values = expected.remove(reply.id.as_str());
+        assert_eq!(Ok(values.expect("each is answered once")), floats(&reply), "{}", reply.id);
+    }
+    wait_until_empty(&broker, &model).await?;
+    let batches = worker.metric("sluice_batches_total", &[])?;
+    assert!(batches < 300.0, "{batches} batches for 300 requests: nothing was batched");
+    assert_eq!(worker.metric("sluice_requests_total", &["outcome=\"ok\""])?, 300.0);
+    assert_eq!(
+        worker.metric("sluice_batch_rows_bucket", &["le=\"16\""])?,
+        worker.metric("sluice_batch_rows_count", &[])?
+    );
+    assert_eq!(worker.metric("sluice_in_flight", &[])?, 0.0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn json_is_answered_in_json_and_only_the_wanted_outputs() -> Result<()> {
+    let mut stack = Stack::start()?;
+    let package = fixture::doubler(stack.folder(), "m", 0, "")?;
+    let _worker = stack.worker(&[(&package, 1)], "")?;
+    let broker = stack.connect().await?;
+    let mut inbox = broker.inbox().await?;
+    let ask = async |id: &str, body: serde_json::Value| -> Result<()> {
+        let envelope = Envelope { content_type: ContentType::Json, ..envelope(id, &*inbox) };
+        broker.submit(Submission::new("m".parse()?, envelope, body.to_string().into())).await?;
+        Ok(())
+    };
+    let input = serde_json::json!([{ "name": "x", "datatype": "FP32", "shape": [1, 4], "data": [[1, 2, 3, 0.1]] }]);
+    ask("good", serde_json::json!({ "inputs": input, "outputs": [{ "name": "y" }], "parameters": { "a": 1 } })).await?;
+    ask("bad", serde_json::json!({ "inputs": input, "outputs": [{ "name": "z" }] })).await?;
+    let reply = next(&mut inbox).await?;
+    assert_eq!(reply.content_type, ContentType::Json);
+    let value: serde_json::Value = serde_json::from_slice(&reply.body)?;
+    assert_eq!(value["outputs"][0]["data"], serde_json::json!([2.0, 4.0, 6.0, 0.2]));
+    assert_eq!((&value["id"], &value["model_version"]), (&serde_json::json!("good"), &serde_json::json!("1")));
+    let reply = next(&mut inbox).await?;
+    let value: serde_json::Value = serde_json::from_slice(&reply.body)?;
+    assert_eq!(value["code"], "INVALID_ARGUMENT");
+    assert!(value["error"].as_str().is_some_and(|text| text.contains("no output `z`; it gives `y`")), "{value}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn expired_deadlines_cost_no_compute() -> Result<()> {
+    let mut stack = Stack::start()?;
+    let package = fixture::doubler(stack.folder(), "m", 0, "")?;
+    let worker = stack.worker(&[(&package, 1)], "")?;
+    let broker = stack.connect().await?;
+    let mut inbox = broker.inbox().await?;
+    for index in 0..20 {
+        let late = Envelope { deadline: Some(unix_ms() - 1), ..envelope(&format!("late{index}"), &*inbox) };
+        submit(&broker, Submission::new("m".parse()?, late, rows(&[[1.0; 4]]))).await?;
+    }
+    for _ in 0..20 {
+        let reply = next(&mut inbox).await?;
+        assert_eq!(reply.error, Some(ErrorCode::DeadlineExceeded));
+    }
+    assert_eq!(worker.metric("sluice_batches_total", &[])?, 0.0, "none reached a slot");
+    assert_eq!(worker.metric("sluice_requests_total", &["expired_fetch"])?, 20.0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_deadline_that_passes_while_a_slot_is_busy_is_answered_at_once() -> Result<()> {
+    let mut stack = Stack::start()?;
+    // One long batch holds the only slot.
+    let package = fixture::doubler(stack.folder(), "m", 3000, "[batching]\nmax_rows = 1")?;
+    let worker = stack.worker(&[(&package, 1)], "")?;
+    let broker = stack.connect().await?;
+    let mut inbox = broker.inbox().await?;
+    for index in 0..3 {
+        submit(&broker, Submission::new("m".parse()?, envelope(&format!("long{index}"), &*inbox), rows(&[[1.0; 4]])))
+            .await?;
+    }
+    let soon = Envelope { deadline: Some(unix_ms() + 20), ..envelope("short", &*inbox) };
+    submit(&broker, Submission::new("m".parse()?, soon, rows(&[[1.0; 4]]))).await?;
+    let mut replies = Vec::new();
+    for _ in 0..4 {
+        let reply = next(&mut inbox).await?;
+        replies.push((reply.id.to_string(), reply.error));
+    }
+    assert!(replies.contains(&("short".into(), Some(ErrorCode::DeadlineExceeded))), "{replies:?}");
+    assert_eq!(worker.metric("sluice_rows_total", &[])?, 3.0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_version_that_is_not_served_and_a_lost_way_back_are_told() -> Result<()> {
+    let mut stack = Stack::start()?;
+    let package = fixture::doubler(stack.folder(), "m", 0, "version = \"7\"")?;
+    let _worker = stack.worker(&[(&package, 1)], "")?;
+    let broker = stack.connect().await?;
+    let mut inbox = broker.inbox().await?;
+    let other = Envelope { version: Some("8".into()), ..envelope("other", &*inbox) };
+    broker.submit(Submission::new("m".parse()?, other, rows(&[[1.0; 4]]))).await?;
+    let reply = next(&mut inbox).await?;
+    assert_eq!(reply.error, Some(ErrorCode::NotFound));
+    let failure = codec::decode_failure(reply.content_type, &reply.body);
+    assert!(failure.message.contains("no version `8` here; `7` serves"), "{}", failure.message);
+
+    let mute = Envelope { reply_to: None, ..envelope("mute", &*inbox) };
+    broker.submit(Submission::new("m".parse()?, mute, rows(&[[1.0; 4]]))).await?;
+    let model = "m".parse()?;
+    wait_until_empty(&broker, &model).await?;
+    let letters = broker.dead_letters(&model, 5).await?;
+    assert_eq!(letters.len(), 1, "neither answered nor lost");
+    assert!(letters[0].death.reason.contains("sluice-reply-to"), "{:?}", letters[0].death);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_durable_answer_is_there_for_whoever_comes_later() -> Result<()> {
+    let mut stack = Stack::start()?;
+    let package = fixture::doubler(stack.folder(), "m", 0, "")?;
+    let worker = stack.worker(&[(&package, 1)], "")?;
+    let job = "job-1".parse()?;
+    {
+        let broker = stack.connect().await?;
+        let results = broker.results(&job).await?;
+        broker.submit(Submission::new("m".parse()?, envelope("r1", &*results), rows(&[[1.0; 4]]))).await?;
+        broker.close().await?;
+    }
+    stack.server.stop()?;
+    stack.server.restart()?;
+    let broker = stack.connect().await?;
+    let mut results = broker.results(&job).await?;
+    let reply = tokio::time::timeout(SOON, results.next()).await??;
+    assert_eq!(floats(&reply), Ok(vec![2.0; 4]));
+    drop(worker);
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! What an operator sees.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use serde_json::Value;
+use sluice_core::broker::Submission;
+use sluice_e2e::stack::{SOON, envelope, next, rows};
+use sluice_e2e::{Stack, binaries, fixture};
+
+#[tokio::test]
+async fn a_worker_may_start_before_its_broker_and_says_what_it_waits_for() -> Result<()> {
+    let mut stack = Stack::start()?;
+    let package = fixture::doubler(stack.folder(), "m", 0, "")?;
+    stack.server.kill();
+    let mut worker = stack.launch(&[(&package, 1)], "")?;
+    worker.process.wait_for_line("waiting for the broker", SOON)?;
+    assert_eq!(worker.admin("/live")?.0, 200);
+    let (status, reason) = worker.admin("/ready")?;
+    assert_eq!((status, reason.as_str()), (503, "not ready: waiting for the broker\n"));
+    stack.server.restart()?;
+    worker.process.wait_for_line(": ready", SOON)?;
+    assert_eq!(worker.admin("/ready")?.0, 200);
+    let broker = stack.connect().await?;
+    let mut inbox = broker.inbox().await?;
+    broker.submit(Submission::new("m".parse()?, envelope("r1", &*inbox), rows(&[[1.0; 4]]))).await?;
+    assert_eq!(next(&mut inbox).await?.error, None);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_queue_command_counts_what_waits() -> Result<()> {
+    let mut stack = Stack::start()?;
+    let package = fixture::doubler(stack.folder(), "m", 0, "")?;
+    drop(stack.worker(&[(&package, 1)], "")?);
+    let broker = stack.connect().await?;
+    let inbox = broker.inbox().await?;
+    for index in 0..3 {
+        broker
+            .submit(Submission::new("m".parse()?, envelope(&format!("r{index}"), &*inbox), rows(&[[1.0; 4]])))
+            .await?;
+    }
+    let run = stack.cli(&["queue", "--json"])?;
+    let shown: Value = serde_json::from_slice(&run.stdout)?;
+    assert_eq!((&shown[0]["model"], &shown[0]["lanes"][1]["ready"]), (&"m".into(), &3.into()), "{shown}");
+    let table = String::from_utf8(stack.cli(&["queue", "m"])?.stdout)?;
+    assert!(table.contains("normal") && table.contains('3'), "{table}");
+    Ok(())
+}
+
+#[test]
+fn configuration_faults_are_told_with_their_keys() -> Result<()> {
+    let stack = Stack::start()?;
+    let worker = binaries::path("sluice-worker")?;
+    let run = |config: &str| -> Result<String> {
+        let file = stack.file("worker.toml", config)?;
+        let output = std::process::Command::new(&worker).arg("--check-config").arg("-c").arg(file).output()?;
+        assert!(!output.status.success());
+        Ok(String::from_utf8(output.stderr)?)
+    };
+    let text = run("[worker]\nadmin = '127.0.0.1:0'\nadmim = 1\n[broker]\nurll = 'x'\n")?;
+    assert!(text.contains("`worker.admim`") && text.contains("`broker.urll`"), "{text}");
+    let text = run("[[worker.slots]]\npackage = 'p'\ndevice = 'gpu'\ncount = 0\n")?;
+    assert!(text.contains("`worker.slots[0].device`") && text.contains("`worker.slots[0].count`"), "{text}");
+    let text = run("[worker]\ndrain_time = 'soon'\n")?;
+    assert!(text.contains("drain_time"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn a_second_signal_ends_at_once() -> Result<()> {
+    let mut stack = Stack::start()?;
+    // A batch that outlives any patience.
+    let package =
+        fixture::doubler(stack.folder(), "m", 200_000, "[batching]\nmax_rows = 1\n[limits]\nbatch_time = \"10m\"")?;
+    // Its warm-up takes as long: a worker that loads can be stopped as well.
+    let mut worker = stack.launch(&[(&package, 1)], "")?;
+    worker.process.wait_for_line("connected", SOON)?;
+    let asked = Instant::now();
+    worker.process.signal(libc::SIGTERM);
+    worker.process.wait_for_line("a second signal ends at once", SOON)?;
+    worker.process.signal(libc::SIGTERM);
+    worker.process.wait(Duration::from_secs(30))?;
+    assert!(asked.elapsed() < Duration::from_secs(30));
+    Ok(())
+}
