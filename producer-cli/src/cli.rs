@@ -145,7 +145,7 @@ pub struct Submit {
     /// Drop a request that was not answered this long after it was sent
     #[arg(long, value_parser = humantime::parse_duration, value_name = "TIME")]
     pub deadline: Option<Duration>,
-    /// Print the summary as JSON, and no progress
+    /// Print the summary as JSON
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]

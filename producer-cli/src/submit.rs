@@ -69,7 +69,7 @@ pub async fn run(global: &Global, options: Submit) -> Result<ExitCode> {
         consumed: Arc::default(),
     };
     let total = journal.sources.iter().map(|source| source.bytes).sum::<Option<u64>>();
-    let progress = Progress::start(!options.json, total);
+    let progress = Progress::start(total);
     // Files are opened here, so that a wrong name or a wrong choice of columns is an error before anything is written.
     let reader = Reader::start(reading, options.files.clone(), options.rows_per_message, journal.written.rows)?;
     let output = Output::open(&paths, &journal.written)?;

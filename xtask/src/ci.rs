@@ -1,4 +1,30 @@
-//! `cargo xtask ci`: all of CI.
-pub fn run() -> anyhow::Result<()> {
+//! `cargo xtask ci`: all of CI, in the order in which failures are cheap to find.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use xtask::setup::{self, Accelerator};
+
+use crate::test::{cargo, cargo_with};
+use crate::{demo, test};
+
+pub fn run() -> Result<()> {
+    let began = Instant::now();
+    let step = |name: &str, step: &dyn Fn() -> Result<()>| {
+        eprintln!("\n== {name} ({} s)", began.elapsed().as_secs());
+        step().with_context(|| format!("the step `{name}` failed"))
+    };
+    step("format", &|| cargo(&["fmt", "--all", "--check"]))?;
+    step("dependency rules", &xtask::rules::check)?;
+    step("set-up", &|| setup::libtorch(Accelerator::None).and_then(|()| setup::nats_server().map(drop)))?;
+    step("lints", &|| cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]))?;
+    step("documentation", &|| {
+        cargo_with(&["doc", "--workspace", "--no-deps", "--document-private-items"], &[("RUSTDOCFLAGS", "-D warnings")])
+    })?;
+    eprintln!("\n== tests ({} s)", began.elapsed().as_secs());
+    let counts = test::run(&[]).context("the step `tests` failed")?;
+    step("demo", &|| demo::run(&demo::Options::parse(&[])?))?;
+    eprintln!("\nall of CI passed in {} s", began.elapsed().as_secs());
+    println!("{counts}");
     Ok(())
 }

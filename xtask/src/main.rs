@@ -39,7 +39,10 @@ fn run(arguments: &[String]) -> Result<()> {
     };
     match command {
         "demo" => demo::run(&demo::Options::parse(rest)?),
-        "test" => test::run(rest),
+        "test" => {
+            println!("{}", test::run(rest)?);
+            Ok(())
+        }
         "ci" => ci::run(),
         "bench" => bench::run(rest),
         "setup" => {

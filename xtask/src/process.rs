@@ -141,14 +141,8 @@ pub struct NatsServer {
 impl NatsServer {
     /// Starts it on a free port. `environment` fills the configuration's `$VARIABLES`.
     pub fn start(config: &str, folder: &Path, environment: &[(&str, &str)]) -> Result<Self> {
-        let mut server = Self {
-            service: None,
-            binary: crate::setup::nats_server()?,
-            config: crate::root().join("broker-config/nats").join(config),
-            folder: folder.into(),
-            port: free_port()?,
-            environment: environment.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
-        };
+        let mut server = Self::prepare(config, folder)?;
+        server.environment = environment.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
         server.restart()?;
         Ok(server)
     }

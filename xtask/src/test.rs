@@ -1,12 +1,27 @@
 //! `cargo xtask test`: set-up, then every test of the workspace.
 
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use xtask::setup::{self, Accelerator};
 
+/// What a test run counted.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    pub passed: u64,
+    pub failed: u64,
+    pub skipped: u64,
+}
+
+impl std::fmt::Display for Counts {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    }
+}
+
 /// Runs the tests with nextest if it is there, else with `cargo test`.
-pub fn run(arguments: &[String]) -> Result<()> {
+pub fn run(arguments: &[String]) -> Result<Counts> {
     setup::libtorch(Accelerator::None)?;
     setup::nats_server()?;
     // The end-to-end tests run the real binaries.
@@ -17,27 +32,92 @@ pub fn run(arguments: &[String]) -> Result<()> {
         .stderr(Stdio::null())
         .status()
         .is_ok_and(|status| status.success());
-    let mut command = if nextest { vec!["nextest", "run", "--workspace"] } else { vec!["test", "--workspace"] };
+    let mut command = if nextest {
+        vec!["nextest", "run", "--workspace", "--no-fail-fast"]
+    } else {
+        vec!["test", "--workspace", "--no-fail-fast"]
+    };
     command.extend(arguments.iter().map(String::as_str));
-    let status = Command::new("cargo")
+    let mut child = Command::new("cargo")
         .args(&command)
         .env("SLUICE_TEST_BINARIES_BUILT", "1")
         .current_dir(xtask::root())
-        .status()
+        // nextest reports on standard error, cargo test on standard output: both are passed on, and counted.
+        .stdout(if nextest { Stdio::inherit() } else { Stdio::piped() })
+        .stderr(if nextest { Stdio::piped() } else { Stdio::inherit() })
+        .spawn()
         .context("cannot run cargo")?;
-    if !status.success() {
-        bail!("tests failed");
+    let mut counts = Counts::default();
+    let lines: Box<dyn BufRead> = match (child.stdout.take(), child.stderr.take()) {
+        (Some(output), _) => Box::new(BufReader::new(output)),
+        (None, Some(errors)) => Box::new(BufReader::new(errors)),
+        (None, None) => Box::new(std::io::empty()),
+    };
+    for line in lines.lines() {
+        let line = line?;
+        eprintln!("{line}");
+        if let Some(found) = count(&line) {
+            counts.passed += found.passed;
+            counts.failed += found.failed;
+            counts.skipped += found.skipped;
+        }
     }
-    Ok(())
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("tests failed: {counts}");
+    }
+    if counts.passed == 0 {
+        bail!("no test ran");
+    }
+    Ok(counts)
+}
+
+/// Reads `Summary [..] 72 tests run: 71 passed (1 slow), 1 failed, 0 skipped` or `test result: ok. 5 passed; 0 failed; ..`.
+fn count(line: &str) -> Option<Counts> {
+    let is_summary = line.trim_start().starts_with("Summary [") || line.starts_with("test result: ");
+    if !is_summary {
+        return None;
+    }
+    let number = |word: &str| {
+        let words: Vec<&str> = line.split([' ', ',', ';', '.']).filter(|word| !word.is_empty()).collect();
+        let at = words.iter().position(|found| *found == word)?;
+        words.get(at.checked_sub(1)?)?.parse().ok()
+    };
+    Some(Counts {
+        passed: number("passed").unwrap_or(0),
+        failed: number("failed").unwrap_or(0),
+        skipped: number("skipped").or_else(|| number("ignored")).unwrap_or(0),
+    })
 }
 
 /// Runs one cargo command in the checkout.
 pub fn cargo(arguments: &[&str]) -> Result<()> {
+    cargo_with(arguments, &[])
+}
+
+/// Runs one cargo command in the checkout, with more in its environment.
+pub fn cargo_with(arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
     eprintln!("cargo {}", arguments.join(" "));
-    let status =
-        Command::new("cargo").args(arguments).current_dir(xtask::root()).status().context("cannot run cargo")?;
+    let mut command = Command::new("cargo");
+    command.args(arguments).envs(environment.iter().copied()).current_dir(xtask::root());
+    let status = command.status().context("cannot run cargo")?;
     if !status.success() {
         bail!("`cargo {}` failed", arguments.join(" "));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_runners_are_counted() {
+        let counts = |passed, failed, skipped| Some(Counts { passed, failed, skipped });
+        let nextest = "     Summary [  42.360s] 32 tests run: 29 passed (2 slow), 3 failed, 1 skipped";
+        assert_eq!(count(nextest), counts(29, 3, 1));
+        let plain = "test result: ok. 18 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.10s";
+        assert_eq!(count(plain), counts(18, 0, 2));
+        assert_eq!(count("29 passed"), None);
+    }
 }

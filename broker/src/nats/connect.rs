@@ -81,13 +81,7 @@ async fn settings(
 ) -> Result<ConnectOptions> {
     let url = shown_url.to_owned();
     let lost = AtomicBool::new(false);
-    let mut user = None;
-    for parsed in options.urls() {
-        let parsed = parsed.map_err(|error| BrokerError::Unusable(format!("broker URL `{shown_url}`: {error}")))?;
-        if parsed.password().is_some() {
-            user = Some(parsed.username().to_owned());
-        }
-    }
+    let login = login(options, shown_url)?;
     let mut settings = ConnectOptions::new()
         .name(&options.name)
         .connection_timeout(Duration::from_secs(2))
@@ -115,9 +109,13 @@ async fn settings(
             std::future::ready(())
         });
     // Each role may listen only to inboxes of its own, so that none can read another's answers.
-    if let Some(user) = user {
-        settings = settings.custom_inbox_prefix(format!("_INBOX.{user}"));
-    }
+    settings = match login {
+        Login::None => settings,
+        Login::Token(token) => settings.token(token),
+        Login::User(user, password) => {
+            settings.custom_inbox_prefix(format!("_INBOX.{user}")).user_and_password(user, password)
+        }
+    };
     if let Some(file) = &options.credentials {
         let read = settings.credentials_file(file).await;
         settings = read.map_err(|error| other(format!("reading the credentials `{}`", file.display()), error))?;
@@ -129,6 +127,33 @@ async fn settings(
         settings = settings.add_client_certificate(certificate.clone(), key.clone());
     }
     Ok(settings)
+}
+
+/// What the URL says about who connects.
+enum Login {
+    None,
+    /// A user name without a password.
+    Token(String),
+    User(String, String),
+}
+
+fn login(options: &Options, shown_url: &str) -> Result<Login> {
+    let unusable = |reason: String| BrokerError::Unusable(format!("broker URL `{shown_url}`: {reason}"));
+    let mut login = Login::None;
+    for url in options.urls() {
+        let url = url.map_err(|error| unusable(error.to_string()))?;
+        let decode = |text: &str| {
+            let decoded = percent_encoding::percent_decode_str(text).decode_utf8();
+            decoded.map(String::from).map_err(|error| unusable(error.to_string()))
+        };
+        let user = decode(url.username())?;
+        match url.password() {
+            Some(password) => login = Login::User(user, decode(password)?),
+            None if !user.is_empty() => login = Login::Token(user),
+            None => {}
+        }
+    }
+    Ok(login)
 }
 
 fn cause(error: &BrokerError) -> String {

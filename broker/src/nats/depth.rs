@@ -4,11 +4,14 @@ use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
 
-use sluice_core::broker::{LaneDepth, Reading, Result};
+use sluice_core::broker::{BrokerError, LaneDepth, Reading, Result};
 use sluice_core::{Lane, ModelName};
 
 use super::error::other;
 use super::{Nats, names, queue};
+
+/// What a healthy server tells in a millisecond.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) async fn read(nats: &Nats, model: &ModelName) -> Result<Vec<LaneDepth>> {
     queue::exists(nats, model).await?;
@@ -17,19 +20,34 @@ pub(super) async fn read(nats: &Nats, model: &ModelName) -> Result<Vec<LaneDepth
         .get_stream_no_info(names::work_stream(model))
         .await
         .map_err(|error| other(format!("reading the depth of model `{model}`"), error))?;
-    let mut lanes = Vec::with_capacity(Lane::ALL.len());
-    for lane in Lane::ALL {
-        let (ready, in_flight) = match stream.consumer_info(lane.as_str()).await {
-            Ok(info) => (Reading::Known(info.num_pending), Reading::Known(info.num_ack_pending as u64)),
-            Err(error) => {
-                let reason = format!("no word from consumer `{lane}`: {error}");
-                (Reading::Unknown(reason.clone()), Reading::Unknown(reason))
+    let lanes = Lane::ALL.map(|lane| read_lane(nats, &stream, model, lane));
+    Ok(futures_util::future::join_all(lanes).await)
+}
+
+async fn read_lane(nats: &Nats, stream: &Stream<()>, model: &ModelName, lane: Lane) -> LaneDepth {
+    let counts = async {
+        match tokio::time::timeout(PATIENCE, stream.consumer_info(lane.as_str())).await {
+            Ok(Ok(info)) => (Reading::Known(info.num_pending), Reading::Known(info.num_ack_pending as u64)),
+            Ok(Err(error)) => unknown(format!("no word from consumer `{lane}`: {error}")),
+            Err(_) => unknown(format!("no word from consumer `{lane}` within {PATIENCE:?}")),
+        }
+    };
+    let subject = names::work_subject(model, lane);
+    let oldest = async {
+        match tokio::time::timeout(PATIENCE, oldest(stream, &subject)).await {
+            Ok(reading) => reading,
+            Err(_) => {
+                let silent = BrokerError::TimedOut(format!("the oldest request of lane `{lane}`"));
+                Reading::Unknown(nats.denials.explain("$JS.API.DIRECT.GET", silent).to_string())
             }
-        };
-        let oldest = oldest(&stream, &names::work_subject(model, lane)).await;
-        lanes.push(LaneDepth { lane, ready, in_flight, oldest, read_at: SystemTime::now() });
-    }
-    Ok(lanes)
+        }
+    };
+    let ((ready, in_flight), oldest) = futures_util::future::join(counts, oldest).await;
+    LaneDepth { lane, ready, in_flight, oldest, read_at: SystemTime::now() }
+}
+
+fn unknown(reason: String) -> (Reading<u64>, Reading<u64>) {
+    (Reading::Unknown(reason.clone()), Reading::Unknown(reason))
 }
 
 /// A work queue holds only what is not settled, so its first message is the oldest.

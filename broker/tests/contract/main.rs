@@ -4,6 +4,7 @@
 mod answering;
 mod consuming;
 mod leading;
+mod nats_roles;
 mod recovering;
 mod rig;
 mod settling;

@@ -13,16 +13,13 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Starts it, if it is wanted.
-    pub fn start(wanted: bool, total: Option<u64>) -> Self {
+    /// Starts it, on standard error if that is a terminal.
+    pub fn start(total: Option<u64>) -> Self {
         let (length, template) = match total {
             Some(total) => (Some(total), "{bar:32} {percent:>3} %  {msg}  {elapsed} of {duration}"),
             None => (None, "{spinner} {msg}  {elapsed}"),
         };
         let bar = ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr_with_hz(8));
-        if !wanted {
-            bar.set_draw_target(ProgressDrawTarget::hidden());
-        }
         bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.enable_steady_tick(Duration::from_millis(250));
         Self { bar }

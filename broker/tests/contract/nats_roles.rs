@@ -1,0 +1,314 @@
+//! The production files: each role can do its work over TLS, and none another's.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use sluice_broker::{Options, connect};
+use sluice_core::broker::{Broker, BrokerError, QueueLimits, Reply, Settlement};
+use sluice_core::codec::ContentType;
+use sluice_core::{ErrorCode, ReplyTo};
+use xtask::process::{NatsServer, free_port};
+
+use crate::rig::{self, SOON, id, model, next, request};
+
+const ROLES: [&str; 7] = ["producer", "worker", "scaler", "gateway", "monitoring", "staging", "admin"];
+
+/// Certificates and passwords as the files want them.
+fn environment(folder: &Path) -> Result<Vec<(String, String)>> {
+    let mut authority = CertificateParams::new(Vec::<String>::new())?;
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
+    let key = KeyPair::generate()?;
+    let certificate =
+        CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()])?.signed_by(&key, &authority)?;
+    let mut environment = Vec::new();
+    for (name, content) in [
+        ("SLUICE_TLS_CA", authority.pem()),
+        ("SLUICE_TLS_CERTIFICATE", certificate.pem()),
+        ("SLUICE_TLS_KEY", key.serialize_pem()),
+    ] {
+        let path = folder.join(format!("{name}.pem"));
+        std::fs::write(&path, content)?;
+        environment.push((name.to_owned(), format!("'{}'", path.display())));
+    }
+    environment.push(("SLUICE_NATS_MONITOR".into(), format!("'127.0.0.1:{}'", free_port()?)));
+    for role in ROLES {
+        environment.push((format!("SLUICE_{}_PASSWORD", role.to_uppercase()), format!("'{role}-pass'")));
+    }
+    Ok(environment)
+}
+
+fn start(config: &str, folder: &Path, environment: &[(String, String)]) -> Result<NatsServer> {
+    let borrowed: Vec<(&str, &str)> = environment.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    NatsServer::start(config, folder, &borrowed)
+}
+
+struct Production {
+    server: NatsServer,
+    folder: tempfile::TempDir,
+}
+
+impl Production {
+    fn start() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let environment = environment(folder.path())?;
+        Ok(Self { server: start("production.conf", folder.path(), &environment)?, folder })
+    }
+
+    fn options(&self, role: &str, password: &str) -> Options {
+        Options {
+            tls_ca: Some(self.folder.path().join("SLUICE_TLS_CA.pem")),
+            ..Options::new(format!("tls://{role}:{password}@127.0.0.1:{}", self.server.port()), role)
+        }
+    }
+
+    async fn connect(&self, role: &str) -> Result<Arc<dyn Broker>> {
+        Ok(connect(&self.options(role, &format!("{role}-pass"))).await?)
+    }
+
+    /// A client that is bound to nothing but its credentials.
+    async fn raw(&self, role: &str) -> Result<async_nats::Client> {
+        let options = async_nats::ConnectOptions::with_user_and_password(role.into(), format!("{role}-pass"))
+            .add_root_certificates(self.folder.path().join("SLUICE_TLS_CA.pem"))
+            .custom_inbox_prefix(format!("_INBOX.{role}"))
+            .require_tls(true);
+        Ok(options.connect(format!("tls://127.0.0.1:{}", self.server.port())).await?)
+    }
+}
+
+/// Whether a request to the server is answered: a forbidden one is not.
+async fn answered(client: &async_nats::Client, subject: &str, payload: &str) -> bool {
+    let asked = client.request(subject.to_owned(), Bytes::copy_from_slice(payload.as_bytes()));
+    match tokio::time::timeout(rig::A_WHILE, asked).await {
+        Ok(Ok(message)) => !String::from_utf8_lossy(&message.payload).contains("\"error\""),
+        _ => false,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_role_can_do_its_work_over_tls() -> Result<()> {
+    let production = Production::start()?;
+    let worker = production.connect("worker").await?;
+    worker.ensure_queue(&model(), &QueueLimits { length: 100, message_bytes: 4096 }).await?;
+    let mut consumer = worker.consume(&model(), 8).await?;
+    let mut questions = worker.listen("describe.digits").await?;
+
+    for role in ["producer", "gateway"] {
+        let caller = production.connect(role).await?;
+        let mut inbox = caller.inbox().await?;
+        let job = format!("job-{role}").parse()?;
+        let mut results = caller.results(&job).await?;
+        for reply_to in [inbox.reply_to(), results.reply_to()] {
+            let mut submission = request(&format!("{role}-{}", reply_to.to_string().len()));
+            submission.envelope.reply_to = Some(reply_to.clone());
+            caller.submit(submission).await?;
+            let delivery = next(&mut consumer).await?;
+            let reply = Reply {
+                id: id(&delivery).parse()?,
+                error: None,
+                content_type: ContentType::Json,
+                body: Bytes::from_static(b"{}"),
+                traceparent: None,
+            };
+            worker.reply(&reply_to, &reply).await?;
+            delivery.hold.settle(Settlement::Done).await?;
+            let received = match reply_to {
+                ReplyTo::Inbox(_) => tokio::time::timeout(SOON, inbox.next()).await??,
+                ReplyTo::Results(_) => tokio::time::timeout(SOON, results.next()).await??,
+            };
+            assert_eq!(received.id, reply.id, "{role}");
+            if let ReplyTo::Results(job) = &reply_to {
+                assert!(caller.stored_result(job, &reply.id).await?.is_some());
+            }
+        }
+        let asking = caller.ask("describe.digits", Bytes::new(), SOON);
+        let answering = async {
+            questions
+                .next()
+                .await?
+                .answer
+                .context("someone asks")?
+                .send("yes".into())
+                .await
+                .map_err(anyhow::Error::from)
+        };
+        let (answer, sent) = tokio::join!(asking, answering);
+        sent?;
+        assert_eq!(answer?.as_deref(), Some(&b"yes"[..]), "{role}");
+    }
+
+    // A request that is given back, then buried.
+    let producer = production.connect("producer").await?;
+    producer.submit(request("doomed")).await?;
+    next(&mut consumer).await?.hold.settle(Settlement::GiveBack).await?;
+    let delivery = next(&mut consumer).await?;
+    assert_eq!((id(&delivery).as_str(), delivery.charged), ("doomed", 0));
+    let death = sluice_core::broker::Death {
+        code: ErrorCode::ModelFailed,
+        reason: "no".into(),
+        attempts: 1,
+        host: "h".into(),
+        at: 0,
+    };
+    delivery.hold.settle(Settlement::Dead(death)).await?;
+
+    let monitoring = production.connect("monitoring").await?;
+    assert_eq!(monitoring.queues().await?, [model()]);
+    assert!(monitoring.depth(&model()).await?.iter().all(|lane| lane.ready.clone().known() == Some(0)));
+    assert_eq!(monitoring.dead_letters(&model(), 5).await?[0].id, "doomed");
+
+    let scaler = production.connect("scaler").await?;
+    assert_eq!(scaler.depth(&model()).await?.len(), 3);
+    let lead = tokio::time::timeout(SOON, scaler.lead("scaler", "one")).await??;
+    assert!(lead.holds());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_role_can_do_anothers_work() -> Result<()> {
+    let production = Production::start()?;
+    let worker = production.connect("worker").await?;
+    worker.ensure_queue(&model(), &QueueLimits { length: 100, message_bytes: 4096 }).await?;
+    let producer = production.connect("producer").await?;
+    producer.submit(request("r1")).await?;
+
+    // A producer cannot take requests: not through the seam, and not by hand.
+    let mut consumer = producer.consume(&model(), 8).await?;
+    rig::nothing(&mut consumer).await?;
+    let raw = production.raw("producer").await?;
+    let pull = r#"{"batch":1,"no_wait":true}"#;
+    assert!(!answered(&raw, "$JS.API.CONSUMER.MSG.NEXT.INFER_digits.normal", pull).await);
+    assert!(!answered(&raw, "$JS.API.DIRECT.GET.INFER_digits.infer.digits.normal", "").await);
+    assert!(!answered(&raw, "$JS.API.STREAM.PURGE.INFER_digits", "").await);
+    assert!(!answered(&raw, "$JS.API.STREAM.DELETE.INFER_digits", "").await);
+    // Nor listen to the queue's subject or to others' answers: nothing of it arrives.
+    let mut eavesdropper = raw.subscribe("infer.>").await?;
+    let mut others = raw.subscribe("_INBOX.>").await?;
+    raw.flush().await?;
+    producer.submit(request("r2")).await?;
+    let gateway = production.connect("gateway").await?;
+    let inbox = gateway.inbox().await?;
+    let reply = Reply {
+        id: "r1".parse()?,
+        error: None,
+        content_type: ContentType::Json,
+        body: Bytes::new(),
+        traceparent: None,
+    };
+    worker.reply(&inbox.reply_to(), &reply).await?;
+    use futures_util::StreamExt;
+    for subscriber in [&mut eavesdropper, &mut others] {
+        let heard = tokio::time::timeout(rig::A_WHILE, subscriber.next()).await;
+        assert!(!matches!(heard, Ok(Some(_))), "something was overheard: {heard:?}");
+    }
+
+    // A worker cannot submit requests, nor read results or dead letters.
+    let denied = worker.submit(request("r3")).await.expect_err("it may not");
+    assert!(matches!(denied, BrokerError::Denied(_)), "{denied:?}");
+    let raw = production.raw("worker").await?;
+    assert!(!answered(&raw, "infer.digits.high", "x").await);
+    let consumer = r#"{"stream_name":"RESULTS","config":{"name":"spy","ack_policy":"none","deliver_policy":"all"}}"#;
+    assert!(!answered(&raw, "$JS.API.CONSUMER.CREATE.RESULTS.spy", consumer).await);
+    assert!(!answered(&raw, "$JS.API.CONSUMER.CREATE.RESULTS", consumer).await);
+    assert!(answered(&raw, "$JS.API.STREAM.INFO.RESULTS", "").await, "what it may do is answered");
+    assert!(!answered(&raw, "$JS.API.DIRECT.GET.RESULTS.results.job.r1", "").await);
+    assert!(!answered(&raw, "$JS.API.STREAM.DELETE.INFER_digits", "").await);
+    assert_eq!(rig::counts(&production.connect("monitoring").await?).await?.0, 2, "nothing was submitted or taken");
+
+    // Monitoring changes nothing.
+    let raw = production.raw("monitoring").await?;
+    assert!(!answered(&raw, "infer.digits.high", "x").await);
+    assert!(!answered(&raw, "$JS.API.CONSUMER.MSG.NEXT.INFER_digits.normal", pull).await);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn accounts_see_nothing_of_each_other() -> Result<()> {
+    let production = Production::start()?;
+    let staging = production.connect("staging").await?;
+    staging.ensure_queue(&"secret".parse()?, &QueueLimits { length: 100, message_bytes: 4096 }).await?;
+    staging.submit(sluice_core::broker::Submission { model: "secret".parse()?, ..request("r1") }).await?;
+    let worker = production.connect("worker").await?;
+    let refused = worker.consume(&"secret".parse()?, 8).await.err().expect("another account's queue");
+    assert!(matches!(refused, BrokerError::UnknownModel(_)), "{refused:?}");
+    assert!(production.connect("monitoring").await?.queues().await?.is_empty());
+    assert_eq!(staging.queues().await?.len(), 1);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_credentials_and_plain_connections_are_refused_clearly() -> Result<()> {
+    let production = Production::start()?;
+    let error = connect(&production.options("worker", "wrong")).await.err().expect("a wrong password");
+    assert!(matches!(error, BrokerError::Denied(_)), "{error:?}");
+    assert!(!error.to_string().contains("wrong"), "the password is not shown: {error}");
+    let mut plain = production.options("worker", "worker-pass");
+    plain.tls_ca = None;
+    assert!(connect(&plain).await.is_err(), "an unknown certificate authority");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_of_three_goes_on_without_one_of_them() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let environment = environment(folder.path())?;
+    let ports = [free_port()?, free_port()?, free_port()?];
+    let mut nodes = Vec::new();
+    for (index, port) in ports.iter().enumerate() {
+        let mut own = environment.clone();
+        own.push(("SLUICE_NODE".into(), format!("node-{index}")));
+        own.push(("SLUICE_CLUSTER_LISTEN".into(), format!("'127.0.0.1:{port}'")));
+        for (route, port) in ports.iter().enumerate() {
+            own.push((format!("SLUICE_ROUTE_{}", route + 1), format!("'nats-route://127.0.0.1:{port}'")));
+        }
+        let store = folder.path().join(format!("node-{index}"));
+        std::fs::create_dir(&store)?;
+        nodes.push(start("cluster/node.conf", &store, &own)?);
+    }
+    let urls = |role: &str| -> String {
+        let one = |node: &NatsServer| format!("tls://{role}:{role}-pass@127.0.0.1:{}", node.port());
+        nodes.iter().map(one).collect::<Vec<_>>().join(",")
+    };
+    let options = |role: &str| Options {
+        tls_ca: Some(folder.path().join("SLUICE_TLS_CA.pem")),
+        replicas: 3,
+        ..Options::new(urls(role), role)
+    };
+    let worker = connect(&options("worker")).await?;
+    let producer = connect(&options("producer")).await?;
+    let deadline = tokio::time::Instant::now() + SOON;
+    // The cluster needs a moment to elect its leader.
+    while let Err(error) = worker.ensure_queue(&model(), &QueueLimits { length: 1000, message_bytes: 4096 }).await {
+        assert!(tokio::time::Instant::now() < deadline, "{error:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let submit = async |id: String| -> Result<()> {
+        let deadline = tokio::time::Instant::now() + SOON;
+        // While a new leader is elected nobody answers, which looks like a queue that is not there.
+        while let Err(error) = producer.submit(request(&id)).await {
+            assert!(tokio::time::Instant::now() < deadline, "{error:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
+    };
+    for index in 0..20 {
+        submit(format!("before-{index}")).await?;
+    }
+    let mut consumer = worker.consume(&model(), 8).await?;
+    next(&mut consumer).await?.hold.settle(Settlement::Done).await?;
+    nodes.remove(0).kill();
+    for index in 0..20 {
+        submit(format!("after-{index}")).await?;
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    while seen.len() < 39 {
+        let delivery = next(&mut consumer).await?;
+        seen.insert(id(&delivery));
+        delivery.hold.settle(Settlement::Done).await?;
+    }
+    Ok(())
+}
