@@ -203,7 +203,10 @@ pub trait Consumer: Send {
     /// The next delivery. Never ends while the queue exists: through outages it waits. Cancel-safe.
     async fn next(&mut self) -> Result<Delivery>;
 
-    /// Sets how many unsettled deliveries there may be, from now on.
+    /// A delivery that is here already, without waiting. `None` says nothing about what [`Consumer::next`] would give.
+    fn ready(&mut self) -> Option<Delivery>;
+
+    /// Sets how many unsettled deliveries there may be. What was asked for under a larger credit may still come.
     fn set_credit(&mut self, credit: usize);
 
     /// Asks for no more. What the broker had sent already is given back.

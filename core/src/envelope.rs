@@ -52,6 +52,9 @@ pub const REPLY_TYPE: &str = "sluice.inference.reply";
 /// The value of [`STATUS`] on a reply that carries tensors.
 pub const STATUS_OK: &str = "OK";
 
+/// The longest address of an inbox.
+const LONGEST_ADDRESS: usize = 256;
+
 /// Where an answer goes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ReplyTo {
@@ -74,11 +77,16 @@ impl FromStr for ReplyTo {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
-            Some(("inbox", address)) if !address.is_empty() => Ok(ReplyTo::Inbox(address.to_owned())),
+            // Longer ones break a broker's own limits, at the worker's cost.
+            Some(("inbox", address)) if (1..=LONGEST_ADDRESS).contains(&address.len()) && address.is_ascii() => {
+                Ok(ReplyTo::Inbox(address.to_owned()))
+            }
             Some(("results", job)) => Ok(ReplyTo::Results(job.parse().map_err(|error: NameError| error.to_string())?)),
             _ => {
                 let given: String = text.chars().take(80).collect();
-                Err(format!("`{given}` is neither `inbox:<address>` nor `results:<job>`"))
+                Err(format!(
+                    "`{given}` is neither `inbox:<address>`, of at most {LONGEST_ADDRESS} characters, nor `results:<job>`"
+                ))
             }
         }
     }
@@ -139,62 +147,60 @@ impl Envelope {
         }
     }
 
-    /// Reads headers by name. `lane` is that of the queue, which knows better than any header.
-    pub fn read<'h>(lane: Lane, header: impl Fn(&str) -> Option<&'h str>) -> Result<Self, Box<Malformed>> {
+    /// Reads headers, given as pairs of name and value. `lane` is that of the queue, which knows better than any header.
+    pub fn read<'h>(lane: Lane, headers: impl Iterator<Item = (&'h str, &'h str)>) -> Result<Self, Box<Malformed>> {
         let mut faults = Vec::new();
         let mut note = |name: &str, reason: String| faults.push(format!("header `{name}`: {reason}"));
-        let id = match header(ID).map(str::parse::<RequestId>) {
-            Some(Ok(id)) => Some(id),
-            Some(Err(error)) => {
-                note(ID, error.to_string());
-                None
+        let mut id = None;
+        let mut has_id = false;
+        let mut read = Self { lane, ..Self::new(RequestId::unset()) };
+        for (name, value) in headers {
+            match name {
+                ID => {
+                    has_id = true;
+                    id = value.parse().map_err(|error: NameError| note(ID, error.to_string())).ok();
+                }
+                REPLY_TO => read.reply_to = value.parse().map_err(|error| note(REPLY_TO, error)).ok(),
+                CONTENT_TYPE => match value.parse() {
+                    Ok(content_type) => read.content_type = content_type,
+                    Err(error) => note(CONTENT_TYPE, error),
+                },
+                DEADLINE => match value.parse() {
+                    Ok(deadline) => read.deadline = Some(deadline),
+                    Err(_) => note(DEADLINE, format!("`{}` is not Unix time in milliseconds", short(value))),
+                },
+                ROWS => read.rows = value.parse().ok().filter(|rows| *rows > 0).unwrap_or(1),
+                TENANT => read.tenant = Some(value.to_owned()),
+                VERSION => read.version = Some(value.to_owned()),
+                SOURCE => read.source = Some(value.to_owned()),
+                TRACEPARENT => read.traceparent = Some(value.to_owned()),
+                _ => {}
             }
-            None => {
-                note(ID, "is missing: every request carries an id".into());
-                None
-            }
-        };
-        let reply_to = header(REPLY_TO).and_then(|text| text.parse().map_err(|error| note(REPLY_TO, error)).ok());
-        let content_type = match header(CONTENT_TYPE).map(str::parse) {
-            Some(Ok(content_type)) => content_type,
-            Some(Err(error)) => {
-                note(CONTENT_TYPE, error);
-                ContentType::default()
-            }
-            None => ContentType::default(),
-        };
-        let deadline = header(DEADLINE).and_then(|text| match text.parse() {
-            Ok(deadline) => Some(deadline),
-            Err(_) => {
-                note(DEADLINE, format!("`{}` is not Unix time in milliseconds", short(text)));
-                None
-            }
-        });
-        let owned = |name: &str| header(name).map(str::to_owned);
+        }
+        if !has_id {
+            note(ID, "is missing: every request carries an id".into());
+        }
         match id {
-            Some(id) if faults.is_empty() => Ok(Self {
-                id,
-                content_type,
-                reply_to,
-                deadline,
-                lane,
-                rows: header(ROWS).and_then(|text| text.parse().ok()).filter(|rows| *rows > 0).unwrap_or(1),
-                tenant: owned(TENANT),
-                version: owned(VERSION),
-                source: owned(SOURCE),
-                traceparent: owned(TRACEPARENT),
-            }),
-            id => Err(Box::new(Malformed { id, reply_to, content_type, reason: faults.join("; ") })),
+            Some(id) if faults.is_empty() => Ok(Self { id, ..read }),
+            id => {
+                let Self { reply_to, content_type, .. } = read;
+                Err(Box::new(Malformed { id, reply_to, content_type, reason: faults.join("; ") }))
+            }
         }
     }
 
-    /// Writes every header that says more than its default, and those that CloudEvents requires.
+    /// Writes every header that says more than its default. With a source the request is a CloudEvent in binary mode, and
+    /// carries all that CloudEvents requires; without one those headers would only cost.
     pub fn write(&self, mut put: impl FnMut(&'static str, &str)) {
         put(ID, self.id.as_str());
-        put(SPEC_VERSION, "1.0");
-        put(TYPE, REQUEST_TYPE);
-        put(SOURCE, self.source.as_deref().unwrap_or("/sluice"));
-        put(CONTENT_TYPE, self.content_type.as_str());
+        if let Some(source) = &self.source {
+            put(SOURCE, source);
+            put(SPEC_VERSION, "1.0");
+            put(TYPE, REQUEST_TYPE);
+        }
+        if self.content_type != ContentType::default() {
+            put(CONTENT_TYPE, self.content_type.as_str());
+        }
         if let Some(reply_to) = &self.reply_to {
             put(REPLY_TO, &reply_to.to_string());
         }
@@ -250,11 +256,20 @@ mod tests {
             ..Envelope::new("r1".parse().expect("an id"))
         };
         let headers = written(&full);
-        let read = Envelope::read(Lane::High, |name| headers.get(name).map(String::as_str)).expect("reads");
+        let read =
+            Envelope::read(Lane::High, headers.iter().map(|(name, value)| (*name, value.as_str()))).expect("reads");
         assert_eq!(read, full);
         for required in [ID, SOURCE, TYPE, SPEC_VERSION] {
             assert!(headers.contains_key(required), "CloudEvents requires `{required}`");
         }
+    }
+
+    #[test]
+    fn an_address_that_would_break_the_broker_is_refused() {
+        assert!(format!("inbox:_INBOX.{}", "x".repeat(5000)).parse::<ReplyTo>().is_err());
+        assert!("inbox:".parse::<ReplyTo>().is_err());
+        assert!("results:a.b".parse::<ReplyTo>().is_err());
+        assert!("inbox:_INBOX.worker.abc".parse::<ReplyTo>().is_ok());
     }
 
     #[test]
@@ -265,7 +280,7 @@ mod tests {
             (DEADLINE, "tomorrow"),
             (CONTENT_TYPE, "text/plain"),
         ]);
-        let malformed = Envelope::read(Lane::Normal, |name| headers.get(name).copied()).expect_err("malformed");
+        let malformed = Envelope::read(Lane::Normal, headers.into_iter()).expect_err("malformed");
         for name in [ID, DEADLINE, CONTENT_TYPE] {
             assert!(malformed.reason.contains(name), "{}", malformed.reason);
         }

@@ -80,6 +80,13 @@ name!(
     }
 );
 
+impl RequestId {
+    /// Stands for an id that has yet to be read.
+    pub(crate) fn unset() -> Self {
+        Self(String::new())
+    }
+}
+
 name!(
     /// The id of a batch submission, under which its results are kept.
     JobId, "job id", "is not 1 to 64 of A-Z, a-z, 0-9, _ and -", |text| {

@@ -8,6 +8,10 @@ use sluice_service::{config, shutdown, telemetry};
 use sluice_worker::config::Config;
 use sluice_worker::{Exit, engine};
 
+/// For Rust's many small allocations; libtorch keeps the system's, tuned in `prepare_process`.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Serves models from a queue: pulls requests, batches them, runs them through libtorch, answers, and only then
 /// acknowledges.
 ///

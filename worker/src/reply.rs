@@ -43,7 +43,7 @@ pub struct Replier {
 }
 
 /// Why an answer cannot be delivered, ever.
-struct Undeliverable(String);
+struct Undeliverable(Failure);
 
 impl Replier {
     /// Ends a request. What cannot be ended now is left unsettled, and the broker delivers it again.
@@ -92,9 +92,9 @@ impl Replier {
                 ticket.hold.settle(Settlement::Done).await?;
                 Ok(Outcome::Ok)
             }
-            Err(Undeliverable(reason)) => {
+            Err(Undeliverable(failure)) => {
                 let attempts = ticket.charged + 1;
-                self.bury(ticket, Failure::new(ErrorCode::ResourceExhausted, reason), attempts).await
+                self.bury(ticket, failure, attempts).await
             }
         }
     }
@@ -114,7 +114,7 @@ impl Replier {
             Err(Undeliverable(reason)) => {
                 let attempts = ticket.charged;
                 let failure = Failure {
-                    message: format!("{}; and its sender cannot be told: {reason}", failure.message),
+                    message: format!("{}; and its sender cannot be told: {}", failure.message, reason.message),
                     ..failure
                 };
                 self.bury(ticket, failure, attempts).await
@@ -145,7 +145,7 @@ impl Replier {
             let told = Failure { message: format!("{} (kept as a dead letter)", failure.message), ..failure.clone() };
             let body = codec::encode_failure(ticket.content_type, id.as_str(), &told);
             if let Err(Undeliverable(reason)) = self.send(&ticket, Some(failure.code), body).await? {
-                debug!(model = %self.model, id = %id, reason, "the sender of a dead letter cannot be told");
+                debug!(model = %self.model, id = %id, reason = reason.message, "the sender of a dead letter cannot be told");
             }
         }
         let death =
@@ -162,7 +162,7 @@ impl Replier {
         body: Bytes,
     ) -> Result<Result<(), Undeliverable>, BrokerError> {
         let (Some(to), Some(id)) = (&ticket.reply_to, &ticket.id) else {
-            return Ok(Err(Undeliverable("it says not where its answer goes".into())));
+            return Ok(Err(Undeliverable(Failure::invalid("it says not where its answer goes"))));
         };
         let reply = Reply {
             id: id.clone(),
@@ -179,8 +179,13 @@ impl Replier {
                     debug!(model = %self.model, id = %id, "a result was stored before; that one stands");
                     return Ok(Ok(()));
                 }
-                Err(failed @ (BrokerError::TooLarge { .. } | BrokerError::Unusable(_) | BrokerError::Denied(_))) => {
-                    return Ok(Err(Undeliverable(failed.to_string())));
+                Err(failed @ BrokerError::TooLarge { .. }) => {
+                    let failure =
+                        Failure::new(ErrorCode::ResourceExhausted, format!("its answer cannot be sent: {failed}"));
+                    return Ok(Err(Undeliverable(failure)));
+                }
+                Err(failed @ (BrokerError::Unusable(_) | BrokerError::Denied(_))) => {
+                    return Ok(Err(Undeliverable(Failure::invalid(format!("its answer cannot be sent: {failed}")))));
                 }
                 Err(failed) => {
                     tries += 1;

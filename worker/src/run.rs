@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use prometheus::Registry;
 use sluice_broker::Patience;
 use sluice_core::Broker;
@@ -42,6 +42,13 @@ pub async fn run(config: Config, stop: CancellationToken, listening: impl FnOnce
             Ok((Arc::new(Package::open(&slot.package)?), device, slot.count))
         })
         .collect::<Result<Vec<_>>>()?;
+
+    for (index, (package, ..)) in packages.iter().enumerate() {
+        let name = &package.manifest.name;
+        if packages[..index].iter().any(|(earlier, ..)| earlier.manifest.name == *name) {
+            bail!("two of `worker.slots` serve a model of the name `{name}`: a worker serves one package of a model");
+        }
+    }
 
     let registry = Registry::new();
     let metrics = Metrics::new(&registry)?;

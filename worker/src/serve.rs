@@ -24,8 +24,10 @@ use crate::slot::{self, Finished, Job, Slot, Work};
 
 /// How many batches' worth of requests each slot may hold: one runs, one is prepared, one is on its way.
 const BATCHES_PER_SLOT: usize = 3;
-/// However small the batches, this many requests hide the way to the broker and back.
-const LEAST_CREDIT: usize = 16;
+/// However small the batches: one request runs, and one per lane is on its way.
+const LEAST_CREDIT: usize = 4;
+/// The credit until it is known how large requests are: raising it later costs nothing, lowering it does.
+const FIRST_CREDIT: usize = 32;
 /// However small the requests, no host holds more.
 const MOST_CREDIT: usize = 4096;
 /// How often slots are checked for a hung execution.
@@ -88,7 +90,7 @@ impl Ready {
     pub async fn serve(self) -> Result<End> {
         let Ready { serving, slots, mut finished } = self;
         let manifest = &serving.package.manifest;
-        let credit = LEAST_CREDIT.max(BATCHES_PER_SLOT * slots.len() * manifest.batching.max_rows).min(MOST_CREDIT);
+        let credit = (BATCHES_PER_SLOT * slots.len() * manifest.batching.max_rows).clamp(LEAST_CREDIT, FIRST_CREDIT);
         let mut consumer = Some(serving.broker.consume(&manifest.name, credit).await?);
         let stop = serving.stop.clone();
         let mut station = Station::new(serving, slots);
@@ -113,7 +115,13 @@ impl Ready {
                 }
                 Some(decoded) = station.decoding.join_next() => station.decoded(decoded)?,
                 delivery = receive(&mut consumer) => match delivery {
-                    Ok(delivery) => station.receive(delivery),
+                    Ok(delivery) => {
+                        station.receive(delivery);
+                        // Whatever else is here goes into the same batch.
+                        while let Some(delivery) = consumer.as_mut().and_then(|consumer| consumer.ready()) {
+                            station.receive(delivery);
+                        }
+                    }
                     Err(error) => {
                         warn!(model = %station.model(), %error, "cannot receive; trying again");
                         tokio::time::sleep(WATCH).await;
@@ -164,7 +172,8 @@ struct Station {
     next_batch: u64,
     decoding: JoinSet<Result<Request, (Ticket, Rejection)>>,
     replying: TaskTracker,
-    rows_per_request: f64,
+    /// As seen lately; `None` before the first.
+    rows_per_request: Option<f64>,
     seconds_per_row: f64,
     /// Set when the process must not go on.
     fault: Option<String>,
@@ -203,7 +212,7 @@ impl Station {
             next_batch: 0,
             decoding: JoinSet::new(),
             replying: TaskTracker::new(),
-            rows_per_request: 1.0,
+            rows_per_request: None,
             seconds_per_row: 0.0,
             fault: None,
         }
@@ -220,7 +229,7 @@ impl Station {
     /// Requests that slots can soon use.
     fn credit(&self) -> usize {
         let rows = BATCHES_PER_SLOT * self.slots.len() * self.serving.package.manifest.batching.max_rows;
-        ((rows as f64 / self.rows_per_request).ceil() as usize).clamp(LEAST_CREDIT, MOST_CREDIT)
+        ((rows as f64 / self.rows_per_request.unwrap_or(1.0)).ceil() as usize).clamp(LEAST_CREDIT, MOST_CREDIT)
     }
 
     fn receive(&mut self, delivery: Delivery) {
@@ -250,7 +259,8 @@ impl Station {
     fn enqueue(&mut self, decoded: Result<Request, (Ticket, Rejection)>) {
         match decoded {
             Ok(mut request) => {
-                self.rows_per_request = 0.98 * self.rows_per_request + 0.02 * request.rows as f64;
+                let rows = request.rows as f64;
+                self.rows_per_request = Some(self.rows_per_request.map_or(rows, |seen| 0.98 * seen + 0.02 * rows));
                 let entry = Entry {
                     rows: request.rows,
                     lane: request.ticket.lane.index(),

@@ -10,13 +10,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::{Client, Message, Subscriber};
 use async_trait::async_trait;
-use futures_util::StreamExt;
-use futures_util::stream::SelectAll;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, Interval};
 use tracing::{debug, warn};
 
-use sluice_core::broker::{Consumer, Delivery, Hold, Result, Settlement};
+use sluice_core::broker::{Consumer, Delivery, Result, Settlement};
 use sluice_core::{Envelope, Lane, ModelName};
 
 use super::error::other;
@@ -24,12 +23,12 @@ use super::pull::{self, LaneState};
 use super::settle::{Ack, NatsHold};
 use super::{Nats, headers, names, queue};
 
-/// How long the server keeps a standing order.
-const ORDER_EXPIRES: Duration = Duration::from_secs(30);
-/// How often it shows that it still has it.
-const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How long the server keeps a standing order. An order cannot be taken back: unsubscribing its inbox would lose what is
+/// on its way, since the client forgets a subscription before the server does. So orders are short-lived, and one that
+/// stops, or whose credit shrinks, waits for the end of those that are out.
+const ORDER_EXPIRES: Duration = Duration::from_secs(2);
 /// Silence after which the orders are taken for lost and made anew.
-const SILENCE: Duration = Duration::from_secs(12);
+const SILENCE: Duration = Duration::from_secs(7);
 
 /// Unsettled deliveries, counted where they end.
 #[derive(Default)]
@@ -52,18 +51,26 @@ pub(super) struct NatsConsumer {
     stream: String,
     credit: usize,
     inbox: Inbox,
-    /// Former inboxes whose orders were cancelled: what was on its way still arrives there.
-    former: SelectAll<Subscriber>,
+    /// The inbox before orders were made anew: what was on its way to it still arrives.
+    former: Option<Inbox>,
     lanes: [LaneState; 3],
     unsettled: Arc<Unsettled>,
     /// Orders not sent yet: sending one can be interrupted, forgetting one cannot be allowed.
     outbox: Vec<(Lane, usize, Mode)>,
-    /// A redelivered request whose waivers are still to be looked up.
-    parked: Option<Message>,
+    /// A request that was received and not handed out: if it is a redelivered one, its waivers are looked up first.
+    parked: Option<Parked>,
     connection: watch::Receiver<u64>,
     heard: Instant,
+    /// When to see whether anything was heard lately.
+    listen: Interval,
     /// Why the orders can no longer be counted; they are then made anew.
     broken: Option<String>,
+}
+
+struct Parked {
+    message: Message,
+    ack: Ack,
+    lane: Lane,
 }
 
 /// Where deliveries come in. A delivery does not say which order it fills, but its subscription does.
@@ -101,13 +108,14 @@ pub(super) async fn open(nats: &Nats, model: &ModelName, credit: usize) -> Resul
         stream: names::work_stream(model),
         credit,
         inbox,
-        former: SelectAll::new(),
+        former: None,
         lanes: Default::default(),
         unsettled: Arc::default(),
         outbox: Vec::new(),
         parked: None,
         connection,
         heard: Instant::now(),
+        listen: tokio::time::interval(SILENCE / 2),
         broken: None,
     })
 }
@@ -139,20 +147,12 @@ impl Consumer for NatsConsumer {
             }
             if self.broken.is_some() {
                 tokio::time::sleep(Duration::from_millis(100)).await;
-                debug!(model = %self.model, why = self.broken, "asking anew");
-                self.cancel_orders().await?;
-                self.broken = None;
-                self.heard = Instant::now();
-            }
-            if self.lanes.iter().map(|lane| lane.standing + lane.backlog).sum::<usize>()
-                > self.credit.max(pull::LEAST_CREDIT)
-            {
-                self.cancel_orders().await?;
+                self.start_over().await?;
             }
             self.order().await?;
             tokio::select! {
                 biased;
-                Some(message) = self.former.next() => self.take(message),
+                Some((_, message)) = from(&mut self.former) => drop(self.park(message)),
                 message = self.inbox.next() => match message {
                     Some((mode, message)) => self.receive(mode, message),
                     None => return Err(other("receiving requests", "the connection was closed")),
@@ -163,9 +163,23 @@ impl Consumer for NatsConsumer {
                         self.broken = Some("the connection was made anew".into());
                     }
                 }
-                () = tokio::time::sleep_until(self.heard + SILENCE) => self.broken = Some("the broker was silent".into()),
+                _ = self.listen.tick() => {
+                    if self.heard.elapsed() > SILENCE {
+                        self.broken = Some("the broker was silent".into());
+                    }
+                }
             }
         }
+    }
+
+    fn ready(&mut self) -> Option<Delivery> {
+        while self.parked.is_none() {
+            let (mode, message) = self.inbox.next().now_or_never()??;
+            self.receive(mode, message);
+        }
+        // A redelivered one takes a look at its waivers.
+        let parked = self.parked.take_if(|parked| parked.ack.delivered == 1)?;
+        Some(self.deliver(parked, 0))
     }
 
     fn set_credit(&mut self, credit: usize) {
@@ -174,31 +188,35 @@ impl Consumer for NatsConsumer {
 
     async fn stop(mut self: Box<Self>) {
         // Unsubscribing cancels the orders; what was on its way still arrives before the subscription ends.
-        let mut held = Vec::new();
-        if let Some(parked) = self.parked.take() {
-            let lane = names::lane_of(&parked.subject).unwrap_or_default();
-            self.unsettled.lanes[lane.index()].fetch_sub(1, Ordering::AcqRel);
-            held.push(parked);
-        }
-        let deadline = Instant::now() + Duration::from_secs(2);
-        if let Err(error) = self.cancel_orders().await {
-            debug!(model = %self.model, %error, "cannot cancel orders; the broker redelivers what was on its way");
-        }
-        while let Ok(Some(message)) = tokio::time::timeout_at(deadline, self.former.next()).await {
-            held.push(message);
-        }
-        for message in held {
-            if let Some(ack) = Ack::parse(&message) {
-                let lane = names::lane_of(&message.subject).unwrap_or_default();
-                self.unsettled.lanes[lane.index()].fetch_add(1, Ordering::AcqRel);
-                // Not yet looked up how often it was given back: reading it costs one call in this rare case.
-                let waived = if ack.delivered > 1 { self.settling.waived(ack.sequence).await.unwrap_or(0) } else { 0 };
-                let hold: Box<dyn Hold> = Box::new(self.hold(message, ack, lane, waived));
-                if let Err(error) = hold.settle(Settlement::GiveBack).await {
+        let deadline = Instant::now() + 2 * ORDER_EXPIRES;
+        loop {
+            if let Some(parked) = self.parked.take() {
+                // Reading how often it was given back costs one call, in a rare case.
+                let waived = match parked.ack.delivered {
+                    1 => 0,
+                    _ => self.settling.waived(parked.ack.sequence).await.unwrap_or(0),
+                };
+                if let Err(error) = self.deliver(parked, waived).hold.settle(Settlement::GiveBack).await {
                     warn!(model = %self.model, %error, "could not give back a request; the broker redelivers it later");
                 }
             }
+            let on_order: usize = self.lanes.iter().map(LaneState::asked).sum();
+            if on_order == 0 || self.broken.is_some() {
+                return;
+            }
+            match tokio::time::timeout_at(deadline, self.inbox.next()).await {
+                Ok(Some((mode, message))) => self.receive(mode, message),
+                _ => return,
+            }
         }
+    }
+}
+
+/// The next message of an inbox that there may not be.
+async fn from(inbox: &mut Option<Inbox>) -> Option<(Mode, Message)> {
+    match inbox {
+        Some(inbox) => inbox.next().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -220,11 +238,7 @@ impl NatsConsumer {
         }
         while let Some((lane, amount, mode)) = self.outbox.last().copied() {
             let request = match mode {
-                Mode::Standing => format!(
-                    r#"{{"batch":{amount},"expires":{},"idle_heartbeat":{}}}"#,
-                    ORDER_EXPIRES.as_nanos(),
-                    HEARTBEAT.as_nanos()
-                ),
+                Mode::Standing => format!(r#"{{"batch":{amount},"expires":{}}}"#, ORDER_EXPIRES.as_nanos()),
                 Mode::Backlog => format!(r#"{{"batch":{amount},"no_wait":true}}"#),
             };
             let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{lane}", self.stream);
@@ -248,25 +262,29 @@ impl NatsConsumer {
         }
     }
 
-    /// Parks a request; anything else is passed over.
-    fn take(&mut self, message: Message) {
-        if let Some(lane) = names::lane_of(&message.subject).filter(|_| Ack::parse(&message).is_some()) {
-            // Counted here, before anything can interrupt the way to a hold.
-            self.unsettled.lanes[lane.index()].fetch_add(1, Ordering::AcqRel);
-            self.parked = Some(message);
-        }
+    /// Parks a request and returns its lane; anything else is handed back.
+    fn park(&mut self, message: Message) -> std::result::Result<Lane, Message> {
+        let (Some(lane), Some(ack)) = (names::lane_of(&message.subject), Ack::parse(&message)) else {
+            return Err(message);
+        };
+        // Counted here, before anything can interrupt the way to a hold.
+        self.unsettled.lanes[lane.index()].fetch_add(1, Ordering::AcqRel);
+        self.parked = Some(Parked { message, ack, lane });
+        Ok(lane)
     }
 
-    /// Takes in what came: a request is parked for `unpark`, a status corrects the count.
+    /// Takes in what came: a request is parked, a status corrects the count.
     fn receive(&mut self, mode: Mode, message: Message) {
         self.heard = Instant::now();
+        let message = match self.park(message) {
+            Ok(lane) => {
+                let asked = self.asked(mode, lane);
+                *asked = asked.saturating_sub(1);
+                return;
+            }
+            Err(message) => message,
+        };
         let Some(lane) = names::lane_of(&message.subject) else { return };
-        if Ack::parse(&message).is_some() {
-            let asked = self.asked(mode, lane);
-            *asked = asked.saturating_sub(1);
-            self.take(message);
-            return;
-        }
         let status = message.status.map_or(0, |status| status.as_u16());
         let unfilled = message
             .headers
@@ -274,7 +292,6 @@ impl NatsConsumer {
             .and_then(|headers| headers::get(headers, "Nats-Pending-Messages"))
             .and_then(|text| text.parse::<usize>().ok());
         match (status, mode, unfilled) {
-            (100, ..) => {}
             // An order from the backlog ends with its last request, or with the word that there is no more.
             (404 | 408, Mode::Backlog, _) => {
                 self.lanes[lane.index()].backlog = 0;
@@ -293,49 +310,48 @@ impl NatsConsumer {
 
     /// The parked request as a delivery.
     async fn unpark(&mut self) -> Result<Option<Delivery>> {
-        let Some(message) = &self.parked else { return Ok(None) };
-        let Some(ack) = Ack::parse(message) else {
-            self.parked = None;
-            return Ok(None);
+        let Some(parked) = &self.parked else { return Ok(None) };
+        let waived = match parked.ack.delivered {
+            1 => 0,
+            _ => self.settling.waived(parked.ack.sequence).await?,
         };
-        let waived = if ack.delivered > 1 { self.settling.waived(ack.sequence).await? } else { 0 };
-        let Some(message) = self.parked.take() else { return Ok(None) };
-        let lane = names::lane_of(&message.subject).unwrap_or_default();
+        Ok(self.parked.take().map(|parked| self.deliver(parked, waived)))
+    }
+
+    fn deliver(&mut self, parked: Parked, waived: u32) -> Delivery {
+        let Parked { message, ack, lane } = parked;
         self.lanes[lane.index()].pending = ack.pending;
-        let envelope = Envelope::read(lane, |name| message.headers.as_ref().and_then(|all| headers::get(all, name)));
-        Ok(Some(Delivery {
+        let headers = message.headers.iter().flat_map(headers::pairs);
+        let envelope = Envelope::read(lane, headers);
+        Delivery {
             envelope,
             lane,
             body: message.payload.clone(),
             charged: (ack.delivered - 1).saturating_sub(waived),
             queued: UNIX_EPOCH.checked_add(Duration::from_nanos(ack.published)).unwrap_or_else(SystemTime::now),
-            hold: Box::new(self.hold(message, ack, lane, waived)),
-        }))
-    }
-
-    fn hold(&self, message: Message, ack: Ack, lane: Lane, waived: u32) -> NatsHold {
-        NatsHold::new(self.settling.clone(), Arc::clone(&self.unsettled), lane, message, ack.sequence, waived)
-    }
-
-    /// Cancels every order, by unsubscribing: the server drops orders whose inbox is gone. What it had sent by then
-    /// still arrives. New orders go to a new inbox.
-    async fn cancel_orders(&mut self) -> Result<()> {
-        let fresh = Inbox::open(&self.client).await?;
-        let former = std::mem::replace(&mut self.inbox, fresh);
-        self.forget_orders();
-        for mut subscriber in [former.standing, former.backlog] {
-            subscriber.drain().await.map_err(|error| other("ending a subscription", error))?;
-            self.former.push(subscriber);
+            hold: Box::new(NatsHold::new(
+                self.settling.clone(),
+                Arc::clone(&self.unsettled),
+                lane,
+                message,
+                ack,
+                waived,
+            )),
         }
-        Ok(())
     }
 
-    fn forget_orders(&mut self) {
+    /// Makes all orders anew, with a new inbox: those for the old one were lost, or cannot be counted any more.
+    async fn start_over(&mut self) -> Result<()> {
+        let fresh = Inbox::open(&self.client).await?;
+        debug!(model = %self.model, why = self.broken.take(), "asking anew");
+        self.former = Some(std::mem::replace(&mut self.inbox, fresh));
         self.outbox.clear();
         for lane in &mut self.lanes {
             // What waits is not forgotten: asking once too often costs one word of the server.
             lane.standing = 0;
             lane.backlog = 0;
         }
+        self.heard = Instant::now();
+        Ok(())
     }
 }

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use async_nats::HeaderMap;
 use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::pull;
+use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -24,7 +25,7 @@ pub(super) async fn store(
     original: &HeaderMap,
     body: Bytes,
     death: &Death,
-    sequence: u64,
+    name: &str,
 ) -> Result<()> {
     let mut all = HeaderMap::new();
     for (name, values) in original.iter() {
@@ -40,13 +41,23 @@ pub(super) async fn store(
     headers::put(&mut all, envelope::DEAD_AT, &death.at.to_string());
     headers::put(&mut all, envelope::ATTEMPTS, &death.attempts.to_string());
     // Were we to die before the original is gone, whoever gets it next does not bury it twice.
-    headers::put(&mut all, headers::SUBMISSION_ID, &format!("{model}.{sequence}.{}", death.attempts));
+    headers::put(&mut all, headers::SUBMISSION_ID, name);
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| other("storing a dead letter", error);
-    let publish = PublishMessage::build().payload(body).headers(all);
-    let ack =
-        jetstream.send_publish(names::dead_subject(model), publish).await.map_err(|error| failed(error.into()))?;
-    ack.await.map_err(|error| failed(error.into()))?;
-    Ok(())
+    let publish = async |headers: HeaderMap, body: Bytes| {
+        let message = PublishMessage::build().payload(body).headers(headers);
+        jetstream.send_publish(names::dead_subject(model), message).await?.await
+    };
+    let size = body.len();
+    match publish(all.clone(), body).await {
+        Ok(_) => Ok(()),
+        // What is said of it no longer fits beside it: that is worth more than the body.
+        Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
+            let reason = format!("{} (its body of {size} bytes was too large to be kept)", death.reason);
+            headers::put(&mut all, envelope::DEAD_REASON, &reason);
+            publish(all, Bytes::new()).await.map(drop).map_err(|error| failed(error.into()))
+        }
+        Err(error) => Err(failed(error.into())),
+    }
 }
 
 pub(super) async fn list(nats: &Nats, model: &ModelName, limit: usize) -> Result<Vec<DeadLetter>> {

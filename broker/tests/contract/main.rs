@@ -53,6 +53,7 @@ contract! {
         giving_back_charges_no_attempt_and_keeps_the_place,
         a_dead_letter_tells_why_and_the_original_is_gone,
         what_cannot_be_stored_as_a_dead_letter_is_not_removed,
+        a_dead_letter_too_large_to_keep_is_kept_without_its_body,
         a_hold_is_renewed_over_a_long_run;
     answering:
         an_answer_reaches_the_inbox_that_asked,

@@ -30,6 +30,8 @@ pub trait Rig: Send {
     async fn lose_dead_letters(&self) -> Result<()>;
     /// Makes it impossible to read a lane's depth.
     async fn lose_lane(&self, model: &ModelName, lane: Lane) -> Result<()>;
+    /// About what the broker takes at most, headers included.
+    fn largest_body(&self) -> usize;
     /// Submits a message with these headers, as a careless producer might.
     async fn submit_raw(&self, model: &ModelName, headers: &[(&str, &str)], body: &[u8]) -> Result<()>;
 }
@@ -68,6 +70,10 @@ impl Rig for NatsRig {
 
     fn restart(&mut self) -> Result<()> {
         self.server.restart()
+    }
+
+    fn largest_body(&self) -> usize {
+        8 * 1024 * 1024
     }
 
     async fn lose_dead_letters(&self) -> Result<()> {

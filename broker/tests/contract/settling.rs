@@ -127,6 +127,28 @@ pub async fn what_cannot_be_stored_as_a_dead_letter_is_not_removed(rig: &mut dyn
     Ok(())
 }
 
+pub async fn a_dead_letter_too_large_to_keep_is_kept_without_its_body(rig: &mut dyn Rig) -> Result<()> {
+    let broker = rig::with_limits(rig, 100, 16 * 1024 * 1024).await?;
+    // As large as the broker takes: there is no room for the reason beside it.
+    let largest = rig.largest_body();
+    let mut submission = request("r1");
+    submission.body = vec![0; largest].into();
+    while let Err(error) = broker.submit(submission.clone()).await {
+        assert!(matches!(error, sluice_core::BrokerError::TooLarge { .. }), "{error:?}");
+        submission.body = submission.body.slice(64..);
+    }
+    let mut consumer = broker.consume(&model(), 8).await?;
+    let reason = "because ".repeat(100);
+    next(&mut consumer).await?.hold.settle(Settlement::Dead(Death { reason, ..death() })).await?;
+    let letters = broker.dead_letters(&model(), 10).await?;
+    assert!(
+        letters[0].body.is_empty() && letters[0].death.reason.contains("too large to be kept"),
+        "{:?}",
+        letters[0].death
+    );
+    wait_for_counts(&broker, (0, 0)).await
+}
+
 pub async fn a_hold_is_renewed_over_a_long_run(rig: &mut dyn Rig) -> Result<()> {
     let broker = with_queue(rig).await?;
     broker.submit(request("r1")).await?;

@@ -1,0 +1,388 @@
+//! Measures Sluice against minimal hand-written loops, in one run on one machine: `cargo xtask bench` builds what it
+//! needs and calls it. Absolute figures are noisy; the ratios are what it is for.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sluice_core::broker::{Broker, Submission};
+use sluice_core::codec::{self, ContentType};
+use sluice_core::{Datatype, Envelope, InferRequest, Tensor};
+use sluice_e2e::fixture::Script;
+use sluice_e2e::{Stack, binaries};
+use xtask::process::Service;
+
+/// A case's figures, as `--json` writes them.
+#[derive(Serialize, Clone)]
+struct Row {
+    case: String,
+    broker: &'static str,
+    window: usize,
+    rows_per_message: usize,
+    /// Rows per second.
+    rate: f64,
+    p50_ms: f64,
+    p99_ms: f64,
+    /// The figure that it is compared with: rows per second, or at window 1 the p50 in milliseconds.
+    baseline: f64,
+    /// Of rates: ours over the baseline. At window 1: our p50 less the model's own time, over the baseline's.
+    ratio: f64,
+    /// CPU time of all processes per request, in microseconds, ours and the baseline's.
+    cpu_us: f64,
+    baseline_cpu_us: f64,
+}
+
+/// One run's measurement.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+struct Measured {
+    requests: u64,
+    seconds: f64,
+    p50_ms: f64,
+    p99_ms: f64,
+    #[serde(default)]
+    cpu_us: f64,
+}
+
+impl Measured {
+    fn rate(&self) -> f64 {
+        self.requests as f64 / self.seconds
+    }
+}
+
+struct Options {
+    rounds: usize,
+    seconds: f64,
+    json: Option<PathBuf>,
+    only: Option<String>,
+}
+
+const HELP: &str = "\
+Usage: cargo xtask bench [--rounds N] [--seconds S] [--only WORD] [--json FILE]
+
+Runs each case and its baseline in turn, N times (5) of S seconds (3) each, and prints the medians. --only runs the
+cases whose names contain WORD: overhead, packed, compute. --json writes a list of {case, broker, window,
+rows_per_message, rate, p50_ms, p99_ms, baseline, ratio, cpu_us, baseline_cpu_us}.
+";
+
+fn main() -> Result<()> {
+    let mut options = Options { rounds: 5, seconds: 3.0, json: None, only: None };
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
+        match argument.as_str() {
+            "--rounds" => options.rounds = value()?.parse()?,
+            "--seconds" => options.seconds = value()?.parse()?,
+            "--json" => options.json = Some(value()?.into()),
+            "--only" => options.only = Some(value()?),
+            "--help" | "-h" => {
+                print!("{HELP}");
+                return Ok(());
+            }
+            other => bail!("`{other}` is not an option\n{HELP}"),
+        }
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let rows = runtime.block_on(run(&options))?;
+    print_table(&rows);
+    if let Some(file) = &options.json {
+        std::fs::write(file, serde_json::to_string_pretty(&rows)?)?;
+    }
+    Ok(())
+}
+
+async fn run(options: &Options) -> Result<Vec<Row>> {
+    let wanted = |case: &str| options.only.as_ref().is_none_or(|word| case.contains(word.as_str()));
+    let mut rows = Vec::new();
+    if wanted("overhead") || wanted("packed") {
+        overhead(options, &wanted, &mut rows).await?;
+    }
+    if wanted("compute") {
+        rows.push(compute(options).await?);
+    }
+    Ok(rows)
+}
+
+/// The whole path with a model that costs next to nothing, against the raw loop.
+async fn overhead(options: &Options, wanted: &dyn Fn(&str) -> bool, rows: &mut Vec<Row>) -> Result<()> {
+    let mut stack = Stack::start()?;
+    let manifest = "name = \"echo\"\ninputs = [{ name = \"x\", datatype = \"FP32\", shape = [-1, 128] }]\n\
+        outputs = [{ name = \"y\", datatype = \"FP32\", shape = [-1, 128] }]\n\
+        [batching]\nmax_rows = 256\n[limits]\nqueue_length = 1000000\n";
+    let echo = Script { signature: "x: Tensor) -> Tensor", body: &["return torch.mul(x, 1)"], manifest };
+    let package = echo.write(stack.folder(), "echo")?;
+    let worker = stack.worker(&[(&package, 1)], "")?;
+    let raw = binary("examples/raw_nats")?;
+    let mut serving = Service::start("raw", Command::new(&raw).args(["serve", &stack.server.url()]), stack.folder())?;
+    serving.wait_for_line("serving", Duration::from_secs(10))?;
+    let server = stack.server.id().context("the server runs")?;
+    // A body of one row of 128 floats is 512 bytes of tensor; the raw loop carries as much.
+    let body = |rows: usize| row_body(rows, 128);
+    if wanted("overhead") {
+        for window in [1024] {
+            let (mut ours, mut baseline, mut model) = (Vec::new(), Vec::new(), Vec::new());
+            for round in 0..options.rounds {
+                eprintln!("overhead, window {window}, round {} of {}", round + 1, options.rounds);
+                let watched = [server, serving.id()];
+                baseline.push(raw_ask(&raw, &stack.server.url(), window, options.seconds, 512, &watched)?);
+                let before = compute_totals(&worker)?;
+                ours.push(
+                    measured(&stack, "echo", window, options.seconds, body(1), &[server, worker.process.id()]).await?,
+                );
+                let after = compute_totals(&worker)?;
+                model.push(1000.0 * (after.0 - before.0) / (after.1 - before.1).max(1.0));
+            }
+            let (ours, baseline) = (median_of(ours), median_of(baseline));
+            let model_ms = median(model);
+            let (compared, ratio) = if window == 1 {
+                (baseline.p50_ms, (ours.p50_ms - model_ms) / baseline.p50_ms)
+            } else {
+                (baseline.rate(), ours.rate() / baseline.rate())
+            };
+            rows.push(row("overhead", window, 1, ours, baseline, compared, ratio));
+        }
+    }
+    if wanted("packed") {
+        for packed in [16, 64] {
+            let (mut ours, mut baseline) = (Vec::new(), Vec::new());
+            for round in 0..options.rounds {
+                eprintln!("packed, {packed} rows a message, round {} of {}", round + 1, options.rounds);
+                let watched = [server, serving.id()];
+                baseline.push(raw_ask(&raw, &stack.server.url(), 256, options.seconds, 512 * packed, &watched)?);
+                ours.push(
+                    measured(&stack, "echo", 256, options.seconds, body(packed), &[server, worker.process.id()])
+                        .await?,
+                );
+            }
+            let (ours, baseline) = (median_of(ours), median_of(baseline));
+            rows.push(row(
+                "packed",
+                256,
+                packed,
+                ours,
+                baseline,
+                baseline.rate() * packed as f64,
+                ours.rate() / baseline.rate(),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A model that takes milliseconds a row, against libtorch alone at its best batch size and with the same threads.
+async fn compute(options: &Options) -> Result<Row> {
+    let mut stack = Stack::start()?;
+    let package = stack.folder().join("heavy");
+    let made = Command::new(binary("examples/make_heavy")?).arg(&package).status()?;
+    if !made.success() {
+        bail!("make_heavy failed");
+    }
+    let slots = std::thread::available_parallelism()?.get();
+    let alone = binary("examples/libtorch_alone")?;
+    let (mut ours, mut best) = (Vec::new(), Vec::new());
+    for round in 0..options.rounds {
+        eprintln!("compute, round {} of {}", round + 1, options.rounds);
+        let output = Command::new(&alone)
+            .arg(&package)
+            .args([&slots.to_string(), &(options.seconds / 2.0).to_string()])
+            .output()?;
+        let rates: Vec<Value> = serde_json::from_slice(&output.stdout).context("libtorch_alone")?;
+        best.push(rates.iter().filter_map(|rate| rate["rate"].as_f64()).fold(0.0, f64::max));
+        // Made anew each round: a worker that idles beside the baseline would not disturb it, but be fair.
+        let worker = stack.worker(&[(&package, slots)], "")?;
+        let server = stack.server.id().context("the server runs")?;
+        ours.push(
+            measured(&stack, "heavy", 128, 2.0 * options.seconds, row_body(1, 64), &[server, worker.process.id()])
+                .await?,
+        );
+    }
+    let ours = median_of(ours);
+    let best = median(best);
+    let baseline = Measured { requests: best as u64, seconds: 1.0, ..Measured::default() };
+    Ok(row("compute", 128, 1, ours, baseline, best, ours.rate() / best))
+}
+
+fn row(case: &str, window: usize, packed: usize, ours: Measured, base: Measured, baseline: f64, ratio: f64) -> Row {
+    Row {
+        case: case.into(),
+        broker: "nats",
+        window,
+        rows_per_message: packed,
+        rate: ours.rate() * packed as f64,
+        p50_ms: ours.p50_ms,
+        p99_ms: ours.p99_ms,
+        baseline,
+        ratio,
+        cpu_us: ours.cpu_us,
+        baseline_cpu_us: base.cpu_us,
+    }
+}
+
+fn row_body(rows: usize, columns: usize) -> bytes::Bytes {
+    let data = vec![0_u8; rows * columns * 4];
+    let shape = vec![rows as i64, columns as i64];
+    let input = Tensor { name: "x".into(), datatype: Datatype::Fp32, shape, data: data.into() };
+    codec::encode_request(ContentType::MessagePack, &InferRequest { inputs: vec![input], outputs: vec![] })
+}
+
+/// Sluice's whole path, asked through the same seam that the command line uses.
+async fn measured(
+    stack: &Stack,
+    model: &str,
+    window: usize,
+    seconds: f64,
+    body: bytes::Bytes,
+    pids: &[u32],
+) -> Result<Measured> {
+    let broker = stack.connect().await?;
+    let mut inbox = broker.inbox().await?;
+    let reply_to = inbox.reply_to();
+    let model: sluice_core::ModelName = model.parse()?;
+    let prefix = uuid::Uuid::now_v7().simple().to_string();
+    let cpu = cpu_of(pids)? + cpu_of(&[std::process::id()])?;
+    let began = Instant::now();
+    let until = began + Duration::from_secs_f64(seconds);
+    let mut open: HashMap<u64, Instant> = HashMap::new();
+    let mut submitting = FuturesUnordered::new();
+    let mut latencies = Vec::new();
+    let mut next = 0_u64;
+    loop {
+        let now = Instant::now();
+        while open.len() < window && now < until {
+            let envelope =
+                Envelope { reply_to: Some(reply_to.clone()), ..Envelope::new(format!("{prefix}-{next}").parse()?) };
+            let submission = Submission::new(model.clone(), envelope, body.clone());
+            open.insert(next, Instant::now());
+            next += 1;
+            let broker: Arc<dyn Broker> = Arc::clone(&broker);
+            submitting.push(async move { broker.submit(submission).await });
+        }
+        if open.is_empty() {
+            break;
+        }
+        tokio::select! {
+            biased;
+            reply = inbox.next() => {
+                let reply = reply?;
+                if reply.error.is_some() {
+                    bail!("{}", codec::decode_failure(reply.content_type, &reply.body));
+                }
+                let number: u64 = reply.id.as_str()[prefix.len() + 1..].parse()?;
+                let sent = open.remove(&number).context("an answer comes once")?;
+                latencies.push(sent.elapsed().as_micros() as u64);
+            }
+            Some(receipt) = submitting.next() => drop(receipt?),
+        }
+    }
+    let elapsed = began.elapsed().as_secs_f64();
+    while let Some(receipt) = submitting.next().await {
+        receipt?;
+    }
+    let cpu = cpu_of(pids)? + cpu_of(&[std::process::id()])? - cpu;
+    latencies.sort_unstable();
+    let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize] as f64 / 1000.0;
+    let requests = latencies.len() as u64;
+    Ok(Measured { requests, seconds: elapsed, p50_ms: at(0.5), p99_ms: at(0.99), cpu_us: cpu * 1e6 / requests as f64 })
+}
+
+fn raw_ask(raw: &Path, url: &str, window: usize, seconds: f64, bytes: usize, pids: &[u32]) -> Result<Measured> {
+    let before = cpu_of(pids)? + cpu_of_children();
+    let output = Command::new(raw)
+        .args(["ask", url, &window.to_string(), &seconds.to_string(), &bytes.to_string()])
+        .stderr(Stdio::inherit())
+        .output()?;
+    let cpu = cpu_of(pids)? + cpu_of_children() - before;
+    let measured: Measured = serde_json::from_slice(&output.stdout).context("the raw loop failed")?;
+    Ok(Measured { cpu_us: cpu * 1e6 / measured.requests as f64, ..measured })
+}
+
+/// User and system time of running processes, in seconds.
+fn cpu_of(pids: &[u32]) -> Result<f64> {
+    // SAFETY: sysconf only reads a constant.
+    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
+    let mut sum = 0.0;
+    for pid in pids {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+        sum += (fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / ticks;
+    }
+    Ok(sum)
+}
+
+/// User and system time of children that have ended.
+fn cpu_of_children() -> f64 {
+    // SAFETY: getrusage fills the structure that it is given.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_CHILDREN, &mut usage);
+        usage
+    };
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    seconds(usage.ru_utime) + seconds(usage.ru_stime)
+}
+
+/// Seconds on slots, and batches, so far.
+fn compute_totals(worker: &sluice_e2e::Worker) -> Result<(f64, f64)> {
+    Ok((worker.metric("sluice_compute_seconds_sum", &[])?, worker.metric("sluice_compute_seconds_count", &[])?))
+}
+
+fn binary(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let folder = own.parent().context("an executable stands in a folder")?;
+    let path = folder.join(name);
+    if !path.is_file() {
+        bail!("`{}` is not there: run this as `cargo xtask bench`", path.display());
+    }
+    binaries::path("sluice-worker")?;
+    Ok(path)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// The run whose rate is the median, with medians of the other figures.
+fn median_of(runs: Vec<Measured>) -> Measured {
+    let of = |figure: fn(&Measured) -> f64| median(runs.iter().map(figure).collect());
+    let rate = of(Measured::rate);
+    Measured {
+        requests: (rate * 1000.0) as u64,
+        seconds: 1000.0,
+        p50_ms: of(|run| run.p50_ms),
+        p99_ms: of(|run| run.p99_ms),
+        cpu_us: of(|run| run.cpu_us),
+    }
+}
+
+fn print_table(rows: &[Row]) {
+    println!(
+        "{:<10} {:>6} {:>8} {:>10} {:>8} {:>8} {:>11} {:>6}  {:>8} {:>8}",
+        "case", "window", "rows/msg", "rows/s", "p50 ms", "p99 ms", "baseline", "ratio", "cpu us", "base us"
+    );
+    for row in rows {
+        let baseline = if row.case == "overhead" && row.window == 1 {
+            format!("{:.3} ms", row.baseline)
+        } else {
+            format!("{:.0}/s", row.baseline)
+        };
+        println!(
+            "{:<10} {:>6} {:>8} {:>10.0} {:>8.3} {:>8.3} {:>11} {:>6.2}  {:>8.1} {:>8.1}",
+            row.case,
+            row.window,
+            row.rows_per_message,
+            row.rate,
+            row.p50_ms,
+            row.p99_ms,
+            baseline,
+            row.ratio,
+            row.cpu_us,
+            row.baseline_cpu_us
+        );
+    }
+}
