@@ -10,7 +10,7 @@ use url::Url;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Options {
-    /// `nats://[user:password@]host:port`, or `tls://...`; several, separated by commas, for a cluster.
+    /// `nats://user:password@host:port`, or `tls://...`; several, separated by commas, for a cluster.
     pub url: String,
     /// The name that this client has in the broker's lists.
     pub name: String,

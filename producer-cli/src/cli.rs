@@ -21,7 +21,7 @@ pub struct Arguments {
 
 #[derive(Args)]
 pub struct Global {
-    /// The message broker: nats://[user:password@]host:port, or tls://...
+    /// The message broker: nats://host:port, nats://user:password@host:port, or tls://...
     #[arg(long, global = true, env = "SLUICE_BROKER", default_value = "nats://127.0.0.1:4222", value_name = "URL")]
     pub broker: String,
     /// A NATS credentials file

@@ -83,6 +83,23 @@ fn download_wheel(wheel: &Wheel, into: &Path) -> Result<PathBuf> {
     }
 }
 
+/// Installs Python packages into a folder of their own.
+pub fn pip_install(target: &Path, requirements: &[&str]) -> Result<()> {
+    need_python()?;
+    eprintln!("fetching {} into {}", requirements.join(", "), target.display());
+    if target.exists() {
+        fs::remove_dir_all(target)?;
+    }
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--no-cache-dir", "--disable-pip-version-check", "--target"])
+        .arg(target);
+    let status = pip.args(requirements).stdin(Stdio::null()).stdout(std::io::stderr()).status()?;
+    if !status.success() {
+        bail!("`pip install {}` failed: check the network or a proxy (`https_proxy`)", requirements.join(" "));
+    }
+    Ok(())
+}
+
 const UNPACK: &str = r#"
 import sys, zipfile
 wheel, target, wanted = sys.argv[1], sys.argv[2], sys.argv[3:]

@@ -154,6 +154,21 @@ pub fn nats_server() -> Result<PathBuf> {
     }
 }
 
+/// A folder with the Python packages that the documentation's examples use, for `PYTHONPATH`.
+pub fn python_packages() -> Result<PathBuf> {
+    let cache = cache::directory()?;
+    let folder = cache.join("python-examples");
+    if cache::is_complete(&folder) {
+        return Ok(folder);
+    }
+    let _lock = cache::lock(&cache)?;
+    if !cache::is_complete(&folder) {
+        fetch::pip_install(&folder, &["nats-py>=2.9,<3", "msgpack>=1,<2"])?;
+        cache::seal(&folder)?;
+    }
+    Ok(folder)
+}
+
 fn find(folder: &Path, name: &str) -> Result<Option<PathBuf>> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;

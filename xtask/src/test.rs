@@ -24,6 +24,7 @@ impl std::fmt::Display for Counts {
 pub fn run(arguments: &[String]) -> Result<Counts> {
     setup::libtorch(Accelerator::None)?;
     setup::nats_server()?;
+    setup::python_packages()?;
     // The end-to-end tests run the real binaries.
     cargo(&["build", "--workspace", "--bins", "--examples"])?;
     let nextest = Command::new("cargo")

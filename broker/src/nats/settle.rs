@@ -128,8 +128,9 @@ impl NatsHold {
 
     async fn bury(&self, death: &Death) -> Result<()> {
         let settling = &self.settling;
-        dead::store(&settling.jetstream, &settling.model, &self.headers, self.body.clone(), death, self.sequence)
-            .await?;
+        // The same at each try, and another for a queue that was made anew.
+        let name = format!("{}.{}.{}", settling.model, self.ack.sequence, self.ack.published);
+        dead::store(&settling.jetstream, &settling.model, &self.headers, self.body.clone(), death, &name).await?;
         // Only now may the original go, and its going is confirmed.
         let removal = settling.client.request(self.reply.clone(), AckKind::Term.into());
         match tokio::time::timeout(Duration::from_secs(5), removal).await {

@@ -13,7 +13,10 @@ fn reading(inputs: &[(&str, Datatype, &[Option<usize>])]) -> Reading {
     Reading { inputs: inputs.collect(), format: None, columns: vec![], header: Header::Auto, consumed: Arc::default() }
 }
 
-fn read(reading: &Reading, name: &str, content: &[u8]) -> Result<Vec<(u64, Result<Vec<Field>, String>)>> {
+/// The line, and the row or what is wrong with it.
+type Line = (u64, Result<Vec<Field>, String>);
+
+fn read(reading: &Reading, name: &str, content: &[u8]) -> Result<Vec<Line>> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join(name);
     std::fs::write(&path, content)?;

@@ -49,6 +49,32 @@ async fn the_queue_command_counts_what_waits() -> Result<()> {
 }
 
 #[test]
+fn the_python_producer_of_the_documentation_gets_its_answers() -> Result<()> {
+    let mut stack = Stack::start()?;
+    let package = fixture::doubler(stack.folder(), "m", 0, "")?;
+    let _worker = stack.worker(&[(&package, 1)], "")?;
+    let packages = xtask::setup::python_packages()?;
+    let run = |rows: &str| {
+        let mut python = std::process::Command::new("python3");
+        python.arg(binaries::root().join("docs/examples/producer.py")).args([&stack.server.url(), "m", "x", rows]);
+        python.env("PYTHONPATH", &packages).output()
+    };
+    let output = run("[[1,2,3,4],[5,6,7,8]]")?;
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{err}");
+    let answers: Vec<Value> = out.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    assert_eq!(answers.len(), 2, "one by MessagePack and inbox, one by JSON and durable results: {out}");
+    for answer in answers {
+        let data = &answer[0]["data"];
+        assert_eq!(data, &serde_json::json!([2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0]), "{answer}");
+    }
+    let refused = run("[[1,2,3]]")?;
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(2) && text.contains("INVALID_ARGUMENT"), "{text}");
+    Ok(())
+}
+
+#[test]
 fn configuration_faults_are_told_with_their_keys() -> Result<()> {
     let stack = Stack::start()?;
     let worker = binaries::path("sluice-worker")?;
