@@ -45,16 +45,12 @@ pub struct WorkerConfig {
 pub struct SlotConfig {
     /// The folder with `model.toml`.
     pub package: PathBuf,
-    /// `cpu` or `cuda:N`.
-    #[serde(default = "cpu")]
-    pub device: String,
+    /// `cpu` or `cuda:N`; what the package asks for if not given.
+    #[serde(default)]
+    pub device: Option<String>,
     /// How many slots; they share one copy of the weights.
     #[serde(default = "one")]
     pub count: usize,
-}
-
-fn cpu() -> String {
-    "cpu".into()
 }
 
 fn one() -> usize {
@@ -86,7 +82,7 @@ impl Config {
             if slot.count == 0 || slot.count > 256 {
                 faults.push(format!("`worker.slots[{index}].count` is {}: 1 to 256", slot.count));
             }
-            if let Err(reason) = crate::engine::Device::parse(&slot.device) {
+            if let Some(Err(reason)) = slot.device.as_deref().map(crate::engine::Device::parse) {
                 faults.push(format!("`worker.slots[{index}].device` {reason}"));
             }
             if self.worker.slots[..index].iter().any(|earlier| earlier.package == slot.package) {

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use prometheus::Registry;
 use sluice_broker::Patience;
 use sluice_core::Broker;
+use sluice_core::manifest::DeviceKind;
 use sluice_core::names::describe_topic;
 use sluice_service::admin::{self, Readiness};
 use sluice_service::tasks::spawn_vital;
@@ -38,8 +39,13 @@ pub async fn run(config: Config, stop: CancellationToken, listening: impl FnOnce
         .slots
         .iter()
         .map(|slot| {
-            let device = Device::parse(&slot.device).map_err(anyhow::Error::msg)?;
-            Ok((Arc::new(Package::open(&slot.package)?), device, slot.count))
+            let package = Package::open(&slot.package)?;
+            let device = match (&slot.device, package.manifest.resources.device) {
+                (Some(device), _) => Device::parse(device).map_err(anyhow::Error::msg)?,
+                (None, DeviceKind::Cpu) => Device::Cpu,
+                (None, DeviceKind::Cuda) => Device::Cuda(0),
+            };
+            Ok((Arc::new(package), device, slot.count))
         })
         .collect::<Result<Vec<_>>>()?;
 

@@ -107,7 +107,8 @@ async fn sigterm_under_load_loses_nothing_and_charges_no_attempt() -> Result<()>
 async fn a_broker_restarted_under_load_loses_nothing() -> Result<()> {
     let mut stack = Stack::start()?;
     let package = steady(stack.folder(), "")?;
-    let worker = stack.worker(&[(&package, 2)], QUICK)?;
+    // Longer than the outage: an outage beyond the hold time charges what was in flight.
+    let worker = stack.worker(&[(&package, 2)], "hold_time = \"6s\"")?;
     let broker = stack.connect().await?;
     let mut results = broker.results(&"job".parse()?).await?;
     let submitting = {
