@@ -27,8 +27,9 @@ use super::{Nats, headers, names, queue};
 /// on its way, since the client forgets a subscription before the server does. So orders are short-lived, and one that
 /// stops, or whose credit shrinks, waits for the end of those that are out.
 const ORDER_EXPIRES: Duration = Duration::from_secs(2);
-/// Silence after which the orders are taken for lost and made anew.
-const SILENCE: Duration = Duration::from_secs(7);
+/// An order that has not ended this long after it was sent was lost, perhaps with the server that had it: each lane may
+/// have another one.
+const ORDER_LOST: Duration = Duration::from_secs(5);
 
 /// Unsettled deliveries, counted where they end.
 #[derive(Default)]
@@ -60,9 +61,10 @@ pub(super) struct NatsConsumer {
     /// A request that was received and not handed out: if it is a redelivered one, its waivers are looked up first.
     parked: Option<Parked>,
     connection: watch::Receiver<u64>,
-    heard: Instant,
-    /// When to see whether anything was heard lately.
-    listen: Interval,
+    /// When the last order of each lane was sent.
+    ordered: [Instant; 3],
+    /// When to look for orders that were lost.
+    look: Interval,
     /// Why the orders can no longer be counted; they are then made anew.
     broken: Option<String>,
 }
@@ -114,8 +116,8 @@ pub(super) async fn open(nats: &Nats, model: &ModelName, credit: usize) -> Resul
         outbox: Vec::new(),
         parked: None,
         connection,
-        heard: Instant::now(),
-        listen: tokio::time::interval(SILENCE / 2),
+        ordered: [Instant::now(); 3],
+        look: tokio::time::interval(Duration::from_secs(1)),
         broken: None,
     })
 }
@@ -163,11 +165,7 @@ impl Consumer for NatsConsumer {
                         self.broken = Some("the connection was made anew".into());
                     }
                 }
-                _ = self.listen.tick() => {
-                    if self.heard.elapsed() > SILENCE {
-                        self.broken = Some("the broker was silent".into());
-                    }
-                }
+                _ = self.look.tick() => self.look_for_lost_orders(),
             }
         }
     }
@@ -250,8 +248,17 @@ impl NatsConsumer {
             // No await between sending and counting.
             self.outbox.pop();
             *self.asked(mode, lane) += amount;
+            self.ordered[lane.index()] = Instant::now();
         }
         Ok(())
+    }
+
+    fn look_for_lost_orders(&mut self) {
+        let lost =
+            |lane: &Lane| self.lanes[lane.index()].asked() > 0 && self.ordered[lane.index()].elapsed() > ORDER_LOST;
+        if let Some(lane) = Lane::ALL.iter().find(|lane| lost(lane)) {
+            self.broken = Some(format!("orders of lane `{lane}` were lost"));
+        }
     }
 
     fn asked(&mut self, mode: Mode, lane: Lane) -> &mut usize {
@@ -275,7 +282,6 @@ impl NatsConsumer {
 
     /// Takes in what came: a request is parked, a status corrects the count.
     fn receive(&mut self, mode: Mode, message: Message) {
-        self.heard = Instant::now();
         let message = match self.park(message) {
             Ok(lane) => {
                 let asked = self.asked(mode, lane);
@@ -351,7 +357,6 @@ impl NatsConsumer {
             lane.standing = 0;
             lane.backlog = 0;
         }
-        self.heard = Instant::now();
         Ok(())
     }
 }
