@@ -14,7 +14,7 @@ use sluice_core::broker::{BrokerError, Replied, Replies, Reply, Result};
 use sluice_core::{JobId, ReplyTo, RequestId};
 
 use super::error::other;
-use super::{Nats, headers, names};
+use super::{Nats, headers, names, signal};
 
 /// A request chooses where its answer goes, so this keeps it from choosing, say, another model's queue.
 const INBOX_PREFIX: &str = "_INBOX.";
@@ -75,7 +75,7 @@ pub(super) async fn inbox(nats: &Nats) -> Result<Inbox> {
     let subscriber =
         nats.client.subscribe(address.clone()).await.map_err(|error| other("subscribing to an inbox", error))?;
     // From here on an answer may come from any connection: the server must know of the subscription.
-    nats.client.flush().await.map_err(|error| other("subscribing to an inbox", error))?;
+    signal::round_trip(&nats.client).await;
     Ok(Inbox { address, subscriber })
 }
 

@@ -22,9 +22,16 @@ pub(super) async fn listen(nats: &Nats, topic: &str) -> Result<NatsSignals> {
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| other(format!("listening to `{topic}`"), error);
     let subscriber =
         nats.client.subscribe(names::control_subject(topic)).await.map_err(|error| failed(error.into()))?;
-    // The server answers in order: once this is back, it knows of the subscription.
-    nats.client.flush().await.map_err(|error| failed(error.into()))?;
+    round_trip(&nats.client).await;
     Ok(NatsSignals { client: nats.client.clone(), subscriber })
+}
+
+/// Returns once the server has seen all that was sent before, subscriptions above all: it works off a connection in order,
+/// and answers at once that nobody listens here. Flushing only waits for the socket.
+pub(super) async fn round_trip(client: &Client) {
+    let request = Request::new().timeout(Some(Duration::from_secs(2)));
+    // Whether nobody answers or nothing comes, there is nothing more to wait for.
+    let _ = client.send_request(names::control_subject("describe.-"), request).await;
 }
 
 pub(super) async fn ask(nats: &Nats, topic: &str, payload: Bytes, limit: Duration) -> Result<Option<Bytes>> {

@@ -12,7 +12,7 @@ use sluice_core::{Envelope, Lane, ModelName, ReplyTo};
 use xtask::process::NatsServer;
 
 /// How long a test waits for what must happen.
-pub const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(60);
 /// How long a test watches for what must not happen.
 pub const A_WHILE: Duration = Duration::from_millis(700);
 /// The hold time in tests: short, so that a redelivery can be waited for.
