@@ -1,3 +1,5 @@
+//! Bodies both ways, and what must be refused.
+
 use proptest::prelude::*;
 use serde_json::json;
 

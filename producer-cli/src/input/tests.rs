@@ -1,3 +1,5 @@
+//! Files of every kind, read row by row.
+
 use std::io::Write;
 
 use sluice_core::Datatype;

@@ -1,3 +1,5 @@
+//! The policy by tables, and the promise that every request leaves exactly once.
+
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
