@@ -19,6 +19,9 @@ use crate::binaries;
 /// How long a test waits for what must happen.
 pub const SOON: Duration = Duration::from_secs(60);
 
+/// What workers log, as `RUST_LOG` says it; if set, the log is shown when a worker ends.
+const LOG: &str = "SLUICE_TEST_LOG";
+
 /// A broker and a folder.
 pub struct Stack {
     /// The broker's server.
@@ -70,6 +73,9 @@ impl Stack {
         std::fs::write(&file, config)?;
         let mut command = Command::new(binaries::path("sluice-worker")?);
         command.arg("--config").arg(file).env_remove("RUST_LOG");
+        if let Ok(filter) = std::env::var(LOG) {
+            command.env("RUST_LOG", filter);
+        }
         let process = Service::start(&name, &mut command, self.folder())?;
         Ok(Worker { process, admin: format!("127.0.0.1:{admin}") })
     }
@@ -117,6 +123,14 @@ impl Worker {
             rest.is_some_and(|rest| rest.starts_with(['{', ' '])) && labels.iter().all(|label| line.contains(label))
         });
         Ok(samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if std::env::var_os(LOG).is_some() {
+            eprintln!("{}", self.process.log());
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, Interval};
-use tracing::{debug, warn};
+use tracing::{debug, trace, warn};
 
 use sluice_core::broker::{Consumer, Delivery, Result, Settlement};
 use sluice_core::{Envelope, Lane, ModelName};
@@ -326,6 +326,7 @@ impl NatsConsumer {
 
     fn deliver(&mut self, parked: Parked, waived: u32) -> Delivery {
         let Parked { message, ack, lane } = parked;
+        trace!(model = %self.model, sequence = ack.sequence, delivered = ack.delivered, waived, "delivered");
         self.lanes[lane.index()].pending = ack.pending;
         let headers = message.headers.iter().flat_map(headers::pairs);
         let envelope = Envelope::read(lane, headers);
@@ -349,7 +350,9 @@ impl NatsConsumer {
     /// Makes all orders anew, with a new inbox: those for the old one were lost, or cannot be counted any more.
     async fn start_over(&mut self) -> Result<()> {
         let fresh = Inbox::open(&self.client).await?;
-        debug!(model = %self.model, why = self.broken.take(), "asking anew");
+        // Not in the call below, whose arguments are evaluated only where that level is logged.
+        let why = self.broken.take();
+        debug!(model = %self.model, why, "asking anew");
         self.former = Some(std::mem::replace(&mut self.inbox, fresh));
         self.outbox.clear();
         for lane in &mut self.lanes {

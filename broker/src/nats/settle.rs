@@ -12,6 +12,7 @@ use async_nats::jetstream::stream::DirectGetErrorKind;
 use async_nats::jetstream::{AckKind, Context};
 use async_nats::{Client, HeaderMap, Message, Subject};
 use async_trait::async_trait;
+use tracing::trace;
 
 use sluice_core::broker::{BrokerError, Death, Hold, Result, Settlement};
 use sluice_core::{Lane, ModelName};
@@ -144,6 +145,8 @@ impl NatsHold {
 #[async_trait]
 impl Hold for NatsHold {
     async fn settle(self: Box<Self>, settlement: Settlement) -> Result<()> {
+        let Ack { sequence, delivered, .. } = self.ack;
+        trace!(model = %self.settling.model, sequence, delivered, ?settlement, "settled");
         match settlement {
             Settlement::Done => self.send(AckKind::Ack).await,
             Settlement::Retry(after) => self.send(AckKind::Nak(Some(after))).await,

@@ -124,7 +124,7 @@ async fn overhead(options: &Options, wanted: &dyn Fn(&str) -> bool, rows: &mut V
     // A body of one row of 128 floats is 512 bytes of tensor; the raw loop carries as much.
     let body = |rows: usize| row_body(rows, 128);
     if wanted("overhead") {
-        for window in [1024] {
+        for window in [1, 64, 1024] {
             let (mut ours, mut baseline, mut model) = (Vec::new(), Vec::new(), Vec::new());
             for round in 0..options.rounds {
                 eprintln!("overhead, window {window}, round {} of {}", round + 1, options.rounds);

@@ -104,7 +104,6 @@ async fn sigterm_under_load_loses_nothing_and_charges_no_attempt() -> Result<()>
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "a known fault: about one run in three ends with a request charged three attempts; see ARCHITECTURE.md"]
 async fn a_broker_restarted_under_load_loses_nothing() -> Result<()> {
     let mut stack = Stack::start()?;
     let package = steady(stack.folder(), "")?;
