@@ -110,6 +110,40 @@ async fn run(options: &Options) -> Result<Vec<Row>> {
 
 /// The whole path with a model that costs next to nothing, against the raw loop.
 async fn overhead(options: &Options, wanted: &dyn Fn(&str) -> bool, rows: &mut Vec<Row>) -> Result<()> {
+    let cases = [("overhead", 1, 1), ("overhead", 64, 1), ("overhead", 1024, 1), ("packed", 256, 16), ("packed", 256, 64)];
+    for (case, window, packed) in cases.into_iter().filter(|(case, ..)| wanted(case)) {
+        let (mut ours, mut baseline, mut model) = (Vec::new(), Vec::new(), Vec::new());
+        for round in 0..options.rounds {
+            eprintln!("{case}, window {window}, {packed} rows a message, round {} of {}", round + 1, options.rounds);
+            baseline.push(raw(window, options.seconds, packed)?);
+            let (measured, model_ms) = echo(window, options.seconds, packed).await?;
+            ours.push(measured);
+            model.push(model_ms);
+        }
+        let (ours, baseline) = (median_of(ours), median_of(baseline));
+        let (compared, ratio) = if window == 1 {
+            (baseline.p50_ms, (ours.p50_ms - median(model)) / baseline.p50_ms)
+        } else {
+            (baseline.rate() * packed as f64, ours.rate() / baseline.rate())
+        };
+        rows.push(row(case, window, packed, ours, baseline, compared, ratio));
+    }
+    Ok(())
+}
+
+/// One run of the raw loop, on a server of its own: what a server remembers of an earlier run slows it down.
+fn raw(window: usize, seconds: f64, packed: usize) -> Result<Measured> {
+    let stack = Stack::start()?;
+    let raw = binary("examples/raw_nats")?;
+    let mut serving = Service::start("raw", Command::new(&raw).args(["serve", &stack.server.url()]), stack.folder())?;
+    serving.wait_for_line("serving", Duration::from_secs(10))?;
+    let server = stack.server.id().context("the server runs")?;
+    // A row of 128 floats is 512 bytes of tensor; the raw loop carries as much.
+    raw_ask(&raw, &stack.server.url(), window, seconds, 512 * packed, &[server, serving.id()])
+}
+
+/// One run of ours, on a server of its own, and the milliseconds that the model itself takes for a batch.
+async fn echo(window: usize, seconds: f64, packed: usize) -> Result<(Measured, f64)> {
     let mut stack = Stack::start()?;
     let manifest = "name = \"echo\"\ninputs = [{ name = \"x\", datatype = \"FP32\", shape = [-1, 128] }]\n\
         outputs = [{ name = \"y\", datatype = \"FP32\", shape = [-1, 128] }]\n\
@@ -117,61 +151,11 @@ async fn overhead(options: &Options, wanted: &dyn Fn(&str) -> bool, rows: &mut V
     let echo = Script { signature: "x: Tensor) -> Tensor", body: &["return torch.mul(x, 1)"], manifest };
     let package = echo.write(stack.folder(), "echo")?;
     let worker = stack.worker(&[(&package, 1)], "")?;
-    let raw = binary("examples/raw_nats")?;
-    let mut serving = Service::start("raw", Command::new(&raw).args(["serve", &stack.server.url()]), stack.folder())?;
-    serving.wait_for_line("serving", Duration::from_secs(10))?;
     let server = stack.server.id().context("the server runs")?;
-    // A body of one row of 128 floats is 512 bytes of tensor; the raw loop carries as much.
-    let body = |rows: usize| row_body(rows, 128);
-    if wanted("overhead") {
-        for window in [1, 64, 1024] {
-            let (mut ours, mut baseline, mut model) = (Vec::new(), Vec::new(), Vec::new());
-            for round in 0..options.rounds {
-                eprintln!("overhead, window {window}, round {} of {}", round + 1, options.rounds);
-                let watched = [server, serving.id()];
-                baseline.push(raw_ask(&raw, &stack.server.url(), window, options.seconds, 512, &watched)?);
-                let before = compute_totals(&worker)?;
-                ours.push(
-                    measured(&stack, "echo", window, options.seconds, body(1), &[server, worker.process.id()]).await?,
-                );
-                let after = compute_totals(&worker)?;
-                model.push(1000.0 * (after.0 - before.0) / (after.1 - before.1).max(1.0));
-            }
-            let (ours, baseline) = (median_of(ours), median_of(baseline));
-            let model_ms = median(model);
-            let (compared, ratio) = if window == 1 {
-                (baseline.p50_ms, (ours.p50_ms - model_ms) / baseline.p50_ms)
-            } else {
-                (baseline.rate(), ours.rate() / baseline.rate())
-            };
-            rows.push(row("overhead", window, 1, ours, baseline, compared, ratio));
-        }
-    }
-    if wanted("packed") {
-        for packed in [16, 64] {
-            let (mut ours, mut baseline) = (Vec::new(), Vec::new());
-            for round in 0..options.rounds {
-                eprintln!("packed, {packed} rows a message, round {} of {}", round + 1, options.rounds);
-                let watched = [server, serving.id()];
-                baseline.push(raw_ask(&raw, &stack.server.url(), 256, options.seconds, 512 * packed, &watched)?);
-                ours.push(
-                    measured(&stack, "echo", 256, options.seconds, body(packed), &[server, worker.process.id()])
-                        .await?,
-                );
-            }
-            let (ours, baseline) = (median_of(ours), median_of(baseline));
-            rows.push(row(
-                "packed",
-                256,
-                packed,
-                ours,
-                baseline,
-                baseline.rate() * packed as f64,
-                ours.rate() / baseline.rate(),
-            ));
-        }
-    }
-    Ok(())
+    let body = row_body(packed, 128);
+    let measured = measured(&stack, "echo", window, seconds, body, &[server, worker.process.id()]).await?;
+    let (seconds, batches) = compute_totals(&worker)?;
+    Ok((measured, 1000.0 * seconds / batches.max(1.0)))
 }
 
 /// A model that takes milliseconds a row, against libtorch alone at its best batch size and with the same threads.
