@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use sluice_core::broker::{Broker, Consumer, Delivery};
 use sluice_core::clock::unix_ms;
 use tokio::sync::mpsc;
@@ -374,9 +375,15 @@ impl Station {
     fn conclude(&self, verdicts: Vec<(Ticket, Verdict)>) {
         let replier = Arc::clone(&self.replier);
         self.replying.spawn(async move {
-            // All at once: a durable answer takes a round trip.
-            let endings = verdicts.into_iter().map(|(ticket, verdict)| replier.conclude(ticket, verdict));
-            futures_util::future::join_all(endings).await;
+            // All at once, since a durable answer takes a round trip; but most are sent at the first poll.
+            let mut unfinished = FuturesUnordered::new();
+            for (ticket, verdict) in verdicts {
+                let mut ending = Box::pin(replier.conclude(ticket, verdict));
+                if futures_util::poll!(&mut ending).is_pending() {
+                    unfinished.push(ending);
+                }
+            }
+            while unfinished.next().await.is_some() {}
         });
     }
 

@@ -20,7 +20,7 @@ use sluice_core::{Envelope, Lane, ModelName};
 
 use super::error::other;
 use super::pull::{self, LaneState};
-use super::settle::{Ack, NatsHold};
+use super::settle::{Ack, NatsHold, Settling};
 use super::{Nats, headers, names, queue};
 
 /// How long the server keeps a standing order. An order cannot be taken back: unsubscribing its inbox would lose what is
@@ -46,7 +46,7 @@ impl Unsettled {
 }
 
 pub(super) struct NatsConsumer {
-    settling: super::settle::Settling,
+    settling: Arc<Settling>,
     client: Client,
     model: ModelName,
     stream: String,
@@ -104,7 +104,7 @@ pub(super) async fn open(nats: &Nats, model: &ModelName, credit: usize) -> Resul
     connection.mark_unchanged();
     let inbox = Inbox::open(&nats.client).await?;
     Ok(NatsConsumer {
-        settling: super::settle::Settling::new(nats, model),
+        settling: Arc::new(Settling::new(nats, model)),
         client: nats.client.clone(),
         model: model.clone(),
         stream: names::work_stream(model),
@@ -337,7 +337,7 @@ impl NatsConsumer {
             charged: (ack.delivered - 1).saturating_sub(waived),
             queued: UNIX_EPOCH.checked_add(Duration::from_nanos(ack.published)).unwrap_or_else(SystemTime::now),
             hold: Box::new(NatsHold::new(
-                self.settling.clone(),
+                Arc::clone(&self.settling),
                 Arc::clone(&self.unsettled),
                 lane,
                 message,

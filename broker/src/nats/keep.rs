@@ -1,32 +1,27 @@
 //! Renews the hold on everything that was delivered and not settled, for as long as this process lives.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::AckKind;
 use async_nats::{Client, Subject};
+use slab::Slab;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-pub(super) type Key = u64;
+/// A hold's place among those that are renewed.
+pub(super) type Key = usize;
 
 /// The holds of one connection.
 pub(super) struct Keeper {
-    held: Mutex<Held>,
+    held: Mutex<Slab<(Subject, Instant)>>,
     stop: CancellationToken,
-}
-
-#[derive(Default)]
-struct Held {
-    next: Key,
-    since: HashMap<Key, (Subject, Instant)>,
 }
 
 impl Keeper {
     /// Starts renewing, at a third of the time after which the broker would redeliver.
     pub(super) fn start(client: Client, hold_time: Duration) -> Arc<Self> {
-        let keeper = Arc::new(Self { held: Mutex::default(), stop: CancellationToken::new() });
+        let keeper = Arc::new(Self { held: Mutex::new(Slab::new()), stop: CancellationToken::new() });
         let weak = Arc::downgrade(&keeper);
         let stop = keeper.stop.clone();
         let period = hold_time / 3;
@@ -45,15 +40,11 @@ impl Keeper {
     }
 
     pub(super) fn keep(&self, subject: Subject) -> Key {
-        let mut held = self.lock();
-        let key = held.next;
-        held.next += 1;
-        held.since.insert(key, (subject, Instant::now()));
-        key
+        self.lock().insert((subject, Instant::now()))
     }
 
     pub(super) fn release(&self, key: Key) {
-        self.lock().since.remove(&key);
+        self.lock().remove(key);
     }
 
     pub(super) fn stop(&self) {
@@ -63,15 +54,15 @@ impl Keeper {
     fn due(&self, period: Duration) -> Vec<Subject> {
         let now = Instant::now();
         let mut held = self.lock();
-        let due = held.since.values_mut().filter(|(_, since)| now.duration_since(*since) >= period / 2);
-        due.map(|(subject, since)| {
+        let due = held.iter_mut().filter(|(_, (_, since))| now.duration_since(*since) >= period / 2);
+        due.map(|(_, (subject, since))| {
             *since = now;
             subject.clone()
         })
         .collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Held> {
+    fn lock(&self) -> MutexGuard<'_, Slab<(Subject, Instant)>> {
         self.held.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }

@@ -51,7 +51,6 @@ impl Ack {
 }
 
 /// What settling needs of the connection; shared by all deliveries of a consumer.
-#[derive(Clone)]
 pub(super) struct Settling {
     client: Client,
     jetstream: Context,
@@ -95,7 +94,7 @@ impl Settling {
 }
 
 pub(super) struct NatsHold {
-    settling: Settling,
+    settling: Arc<Settling>,
     unsettled: Arc<Unsettled>,
     lane: Lane,
     kept: Key,
@@ -108,7 +107,7 @@ pub(super) struct NatsHold {
 
 impl NatsHold {
     pub(super) fn new(
-        settling: Settling,
+        settling: Arc<Settling>,
         unsettled: Arc<Unsettled>,
         lane: Lane,
         message: Message,

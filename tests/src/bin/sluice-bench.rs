@@ -31,7 +31,8 @@ struct Row {
     p99_ms: f64,
     /// The figure that it is compared with: rows per second, or at window 1 the p50 in milliseconds.
     baseline: f64,
-    /// Of rates: ours over the baseline. At window 1: our p50 less the model's own time, over the baseline's.
+    /// Of rates: ours over the baseline. At window 1: our p50 less the model's own time, over the baseline's. The median
+    /// over the rounds: what ran one after the other is compared, so that a machine whose speed drifts matters less.
     ratio: f64,
     /// CPU time of all processes per request, in microseconds, ours and the baseline's.
     cpu_us: f64,
@@ -120,12 +121,13 @@ async fn overhead(options: &Options, wanted: &dyn Fn(&str) -> bool, rows: &mut V
             ours.push(measured);
             model.push(model_ms);
         }
+        let ratios = ours.iter().zip(&baseline).zip(&model).map(|((ours, baseline), model)| match window {
+            1 => (ours.p50_ms - model) / baseline.p50_ms,
+            _ => ours.rate() / baseline.rate(),
+        });
+        let ratio = median(ratios.collect());
         let (ours, baseline) = (median_of(ours), median_of(baseline));
-        let (compared, ratio) = if window == 1 {
-            (baseline.p50_ms, (ours.p50_ms - median(model)) / baseline.p50_ms)
-        } else {
-            (baseline.rate() * packed as f64, ours.rate() / baseline.rate())
-        };
+        let compared = if window == 1 { baseline.p50_ms } else { baseline.rate() * packed as f64 };
         rows.push(row(case, window, packed, ours, baseline, compared, ratio));
     }
     Ok(())
@@ -185,10 +187,9 @@ async fn compute(options: &Options) -> Result<Row> {
                 .await?,
         );
     }
-    let ours = median_of(ours);
-    let best = median(best);
-    let baseline = Measured { requests: best as u64, seconds: 1.0, ..Measured::default() };
-    Ok(row("compute", 128, 1, ours, baseline, best, ours.rate() / best))
+    let ratio = median(ours.iter().zip(&best).map(|(ours, best)| ours.rate() / best).collect());
+    let baseline = Measured::default();
+    Ok(row("compute", 128, 1, median_of(ours), baseline, median(best), ratio))
 }
 
 fn row(case: &str, window: usize, packed: usize, ours: Measured, base: Measured, baseline: f64, ratio: f64) -> Row {
