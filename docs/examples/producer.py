@@ -47,8 +47,8 @@ async def submit(js, model, reply_to, content_type, body):
 def outputs(headers, body):
     """Reads a reply; one without a content type is MessagePack."""
     reply = json.loads(body) if headers.get("content-type") == "application/json" else msgpack.unpackb(body)
-    if headers["sluice-status"] != "OK":
-        raise Refused(f"{headers['sluice-status']}: {reply['error']}")
+    if "sluice-error" in headers:
+        raise Refused(f"{headers['sluice-error']}: {reply['error']}")
     for output in reply["outputs"]:
         if isinstance(output["data"], bytes):
             values = struct.iter_unpack("<" + FORMATS[output["datatype"]], output["data"])

@@ -14,6 +14,10 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use cli::{Arguments, Command};
 
+/// As in the worker: many small allocations, few large ones.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Exit codes beyond 0 and 1; `--help` explains them.
 mod exit {
     /// Some rows failed, or the model answered with an error.

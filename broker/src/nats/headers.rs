@@ -6,7 +6,7 @@ use bytes::Bytes;
 use sluice_core::ErrorCode;
 use sluice_core::broker::Reply;
 use sluice_core::codec::ContentType;
-use sluice_core::envelope::{self, Envelope, STATUS_OK};
+use sluice_core::envelope::{self, Envelope};
 
 /// NATS drops a repeated publish with this header within the stream's window.
 pub(super) const SUBMISSION_ID: &str = "Nats-Msg-Id";
@@ -20,7 +20,7 @@ pub(super) fn of_envelope(envelope: &Envelope) -> HeaderMap {
 /// Inserts a header. A value with a line break cannot stand in a header: it is written without.
 pub(super) fn put(headers: &mut HeaderMap, name: &'static str, value: &str) {
     let name = HeaderName::from_static(name);
-    if value.contains(['\r', '\n']) {
+    if value.bytes().any(|byte| matches!(byte, b'\r' | b'\n')) {
         headers.insert(name, value.replace(['\r', '\n'], " "));
     } else {
         headers.insert(name, value);
@@ -39,7 +39,9 @@ pub(super) fn pairs(headers: &HeaderMap) -> impl Iterator<Item = (&str, &str)> {
 pub(super) fn of_reply(reply: &Reply) -> HeaderMap {
     let mut headers = HeaderMap::new();
     put(&mut headers, envelope::ID, reply.id.as_str());
-    put(&mut headers, envelope::STATUS, reply.error.map_or(STATUS_OK, |code| code.as_str()));
+    if let Some(code) = reply.error {
+        put(&mut headers, envelope::ERROR, code.as_str());
+    }
     if reply.content_type != ContentType::default() {
         put(&mut headers, envelope::CONTENT_TYPE, reply.content_type.as_str());
     }
@@ -51,20 +53,16 @@ pub(super) fn of_reply(reply: &Reply) -> HeaderMap {
 
 /// Reads a reply; `None` if it is none.
 pub(super) fn to_reply(headers: &HeaderMap, body: Bytes) -> Option<Reply> {
-    let (mut id, mut status, mut traceparent) = (None, None, None);
+    let (mut id, mut error, mut traceparent) = (None, None, None);
     let mut content_type = ContentType::default();
     for (name, value) in pairs(headers) {
         match name {
             envelope::ID => id = value.parse().ok(),
-            envelope::STATUS => status = Some(value),
+            envelope::ERROR => error = Some(value.parse().unwrap_or(ErrorCode::Internal)),
             envelope::CONTENT_TYPE => content_type = value.parse().ok()?,
             envelope::TRACEPARENT => traceparent = Some(value.to_owned()),
             _ => {}
         }
     }
-    let error = match status? {
-        STATUS_OK => None,
-        code => Some(code.parse().unwrap_or(ErrorCode::Internal)),
-    };
     Some(Reply { id: id?, error, content_type, body, traceparent })
 }

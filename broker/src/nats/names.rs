@@ -23,11 +23,11 @@ pub(super) fn model_of_stream(stream: &str) -> Option<ModelName> {
 }
 
 pub(super) fn work_subject(model: &ModelName, lane: Lane) -> String {
-    format!("infer.{model}.{lane}")
+    ["infer.", model.as_str(), ".", lane.as_str()].concat()
 }
 
 pub(super) fn result_subject(job: &JobId, id: &RequestId) -> String {
-    format!("results.{job}.{id}")
+    ["results.", job.as_str(), ".", id.as_str()].concat()
 }
 
 pub(super) fn results_of(job: &JobId) -> String {

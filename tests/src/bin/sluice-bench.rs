@@ -18,6 +18,10 @@ use sluice_e2e::fixture::Script;
 use sluice_e2e::{Stack, binaries};
 use xtask::process::Service;
 
+/// The one that the command line has, which this stands for.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A case's figures, as `--json` writes them.
 #[derive(Serialize, Clone)]
 struct Row {
