@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use sluice_core::broker::{Broker, Submission};
 use sluice_core::codec::{self, ContentType};
 use sluice_core::{Datatype, Envelope, InferRequest, Tensor};
@@ -164,10 +163,18 @@ async fn echo(window: usize, seconds: f64, packed: usize) -> Result<(Measured, f
     Ok((measured, 1000.0 * seconds / batches.max(1.0)))
 }
 
+/// What libtorch alone reaches at a batch size.
+#[derive(Deserialize)]
+struct Alone {
+    rows: usize,
+    rate: f64,
+}
+
 /// A model that takes milliseconds a row, against libtorch alone at its best batch size and with the same threads.
 async fn compute(options: &Options) -> Result<Row> {
     let mut stack = Stack::start()?;
     let package = stack.folder().join("heavy");
+    let manifest = package.join("model.toml");
     let made = Command::new(binary("examples/make_heavy")?).arg(&package).status()?;
     if !made.success() {
         bail!("make_heavy failed");
@@ -181,10 +188,19 @@ async fn compute(options: &Options) -> Result<Row> {
             .arg(&package)
             .args([&slots.to_string(), &(options.seconds / 2.0).to_string()])
             .output()?;
-        let rates: Vec<Value> = serde_json::from_slice(&output.stdout).context("libtorch_alone")?;
-        best.push(rates.iter().filter_map(|rate| rate["rate"].as_f64()).fold(0.0, f64::max));
-        // Made anew each round: a worker that idles beside the baseline would not disturb it, but be fair.
-        let worker = stack.worker(&[(&package, slots)], "")?;
+        let rates: Vec<Alone> = serde_json::from_slice(&output.stdout).context("libtorch_alone")?;
+        let fastest = rates.into_iter().max_by(|one, other| one.rate.total_cmp(&other.rate)).context("no rates")?;
+        best.push(fastest.rate);
+        // Whoever deploys a model gives it the batch size at which it is fastest. With inputs as small as these and both cores
+        // computing, larger batches only leave the caches.
+        let text = std::fs::read_to_string(&manifest)?;
+        let (head, _) = text.split_once("max_rows").context("make_heavy says max_rows")?;
+        let tuned = stack.folder().join(format!("heavy-{round}"));
+        std::fs::create_dir(&tuned)?;
+        std::fs::copy(package.join("model.pt"), tuned.join("model.pt"))?;
+        std::fs::write(tuned.join("model.toml"), format!("{head}max_rows = {}\n", fastest.rows))?;
+        // A fresh one each round: a worker that idles beside the baseline would hardly disturb it, but be fair.
+        let worker = stack.worker(&[(&tuned, slots)], "")?;
         let server = stack.server.id().context("the server runs")?;
         ours.push(
             measured(&stack, "heavy", 128, 2.0 * options.seconds, row_body(1, 64), &[server, worker.process.id()])
