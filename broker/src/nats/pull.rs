@@ -1,5 +1,5 @@
-//! How much to ask of each lane: a pure function. The bound that it keeps is exact: over all lanes, what was
-//! asked for and what is unsettled never exceed the credit.
+//! How much to ask of each lane: a pure function. The bound that it keeps is exact: over all lanes, what was asked for and
+//! what is unsettled never exceed the credit. Only orders sent under a larger credit come on top, until they end.
 
 /// What is known of a lane.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -32,9 +32,9 @@ pub(super) struct Order {
 
 /// Shares of the credit that an idle lane keeps on order, so that a request in it is delivered at once, whatever the
 /// other lanes do. High, normal, low; in sixteenths.
-const STANDING: [usize; 3] = [2, 4, 1];
+const STANDING: [usize; 3] = [1, 4, 1];
 /// However large the credit, an idle lane keeps no more than this on order: with a backlog there are larger orders.
-const STANDING_MOST: [usize; 3] = [16, 64, 8];
+const STANDING_MOST: [usize; 3] = [4, 64, 2];
 /// Shares in which lanes with a backlog divide the rest.
 const WEIGHT: [usize; 3] = [12, 3, 1];
 
@@ -44,7 +44,10 @@ pub(super) const LEAST_CREDIT: usize = 3;
 pub(super) fn plan(credit: usize, lanes: &[LaneState; 3]) -> [Order; 3] {
     let credit = credit.max(LEAST_CREDIT);
     let used: usize = lanes.iter().map(|lane| lane.asked() + lane.unsettled).sum();
-    let mut free = credit.saturating_sub(used);
+    // If those of an idle lane counted, the others would wait for their end.
+    let left_over: usize =
+        lanes.iter().enumerate().map(|(index, lane)| lane.standing.saturating_sub(standing(credit, index))).sum();
+    let mut free = (credit + left_over).saturating_sub(used);
     let mut orders = [Order::default(); 3];
     // A lane without an order is deaf: first one order each, and where it does not suffice, to those that have work.
     let mut urgency = [0, 1, 2];
@@ -56,7 +59,7 @@ pub(super) fn plan(credit: usize, lanes: &[LaneState; 3]) -> [Order; 3] {
         }
     }
     for (index, lane) in lanes.iter().enumerate() {
-        let standing = (credit * STANDING[index] / 16).clamp(1, STANDING_MOST[index]);
+        let standing = standing(credit, index);
         // Top up at half, not at each delivery.
         if lane.standing <= standing / 2 {
             let missing = (standing - lane.standing).saturating_sub(orders[index].standing);
@@ -93,6 +96,11 @@ pub(super) fn plan(credit: usize, lanes: &[LaneState; 3]) -> [Order; 3] {
     orders
 }
 
+/// What an idle lane keeps on order.
+fn standing(credit: usize, lane: usize) -> usize {
+    (credit * STANDING[lane] / 16).clamp(1, STANDING_MOST[lane])
+}
+
 /// A small order costs as much as a large one: it waits until at least half of what is wanted is free.
 fn worth(order: usize, wanted: usize) -> bool {
     order > 0 && 2 * order >= wanted
@@ -111,14 +119,14 @@ mod tests {
     #[test]
     fn idle_lanes_each_keep_a_standing_order() {
         let orders = plan(64, &[lane(0, 0, 0); 3]);
-        assert_eq!(orders.map(|order| order.standing), [8, 16, 4]);
+        assert_eq!(orders.map(|order| order.standing), [4, 16, 2]);
         assert_eq!(orders.map(|order| order.backlog), [0, 0, 0]);
     }
 
     #[test]
     fn a_lane_with_a_backlog_gets_what_the_others_do_not_use() {
-        let orders = plan(64, &[lane(8, 0, 0), lane(0, 16, 1000), lane(4, 0, 0)]);
-        assert_eq!(orders[1], Order { standing: 16, backlog: 20 }, "{orders:?}");
+        let orders = plan(64, &[lane(4, 0, 0), lane(0, 16, 1000), lane(2, 0, 0)]);
+        assert_eq!(orders[1], Order { standing: 16, backlog: 26 }, "{orders:?}");
     }
 
     #[test]
@@ -137,6 +145,12 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_smaller_credit_does_not_wait_for_the_old_orders_of_idle_lanes() {
+        let orders = plan(12, &[lane(4, 0, 0), lane(64, 0, 0), lane(0, 0, 100)]);
+        assert!(orders[2].standing + orders[2].backlog > 5, "{orders:?}");
+    }
+
     proptest! {
         #[test]
         fn the_credit_is_never_exceeded(
@@ -147,7 +161,9 @@ mod tests {
                 .map(|(standing, backlog, unsettled, pending)| LaneState { standing, backlog, unsettled, pending });
             let used: usize = lanes.iter().map(|lane| lane.asked() + lane.unsettled).sum();
             let ordered: usize = plan(credit, &lanes).iter().map(|order| order.standing + order.backlog).sum();
-            prop_assert!(ordered == 0 || used + ordered <= credit.max(LEAST_CREDIT));
+            let credit = credit.max(LEAST_CREDIT);
+            let old: usize = (0..3).map(|index| lanes[index].standing.saturating_sub(standing(credit, index))).sum();
+            prop_assert!(ordered == 0 || used + ordered <= credit + old);
         }
 
         #[test]
