@@ -40,6 +40,9 @@ pub enum BrokerError {
         /// Who says so, and how much is taken.
         limit: String,
     },
+    /// Its deadline passed before it could be submitted: it would be refused by whoever took it.
+    #[error("the deadline of request `{0}` passed before it was submitted")]
+    Expired(RequestId),
     /// These credentials may not do this.
     #[error("the broker denies this: {0}")]
     Denied(String),
@@ -70,6 +73,7 @@ impl BrokerError {
             | BrokerError::Other { .. } => true,
             BrokerError::UnknownModel(_)
             | BrokerError::TooLarge { .. }
+            | BrokerError::Expired(_)
             | BrokerError::Denied(_)
             | BrokerError::Unusable(_) => false,
         }
@@ -102,6 +106,14 @@ impl Submission {
     /// A first submission of a request: its submission id is the request's id.
     pub fn new(model: ModelName, envelope: Envelope, body: Bytes) -> Self {
         Self { model, submission_id: envelope.id.as_str().to_owned(), envelope, body }
+    }
+
+    /// The first of the four looks at a deadline; the others are the worker's.
+    pub fn refuse_expired(&self, now: UnixMs) -> Result<()> {
+        match self.envelope.expired(now) {
+            true => Err(BrokerError::Expired(self.envelope.id.clone())),
+            false => Ok(()),
+        }
     }
 
     /// The same request asked again because its answer was lost, for the `n`-th time. It needs a submission id of its

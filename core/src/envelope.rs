@@ -12,7 +12,7 @@ use crate::{JobId, Lane, RequestId};
 pub const ID: &str = "ce-id";
 /// Who sent it, as a URI reference (CloudEvents 1.0).
 pub const SOURCE: &str = "ce-source";
-/// What it is (CloudEvents 1.0): [`REQUEST_TYPE`] or [`REPLY_TYPE`].
+/// What it is (CloudEvents 1.0): [`REQUEST_TYPE`].
 pub const TYPE: &str = "ce-type";
 /// Always `1.0` (CloudEvents 1.0).
 pub const SPEC_VERSION: &str = "ce-specversion";
@@ -24,8 +24,6 @@ pub const REPLY_TO: &str = "sluice-reply-to";
 pub const DEADLINE: &str = "sluice-deadline";
 /// How many rows the body holds; a hint for credit, the body is the truth. Absent means 1.
 pub const ROWS: &str = "sluice-rows";
-/// The lane, where the queue's name does not say it.
-pub const LANE: &str = "sluice-lane";
 /// Whose request it is, for accounting.
 pub const TENANT: &str = "sluice-tenant";
 /// The model version that must answer; absent for whichever serves.
@@ -47,8 +45,6 @@ pub const DEAD_AT: &str = "sluice-dead-at";
 
 /// The `ce-type` of a request.
 pub const REQUEST_TYPE: &str = "sluice.inference.request";
-/// The `ce-type` of a reply.
-pub const REPLY_TYPE: &str = "sluice.inference.reply";
 
 /// The longest address of an inbox.
 const LONGEST_ADDRESS: usize = 256;

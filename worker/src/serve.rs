@@ -65,14 +65,10 @@ pub struct Ready {
 }
 
 impl Serving {
-    /// Makes the queue, loads the model and warms it up.
+    /// Loads the model, warms it up, and makes its queue: a model that cannot be served takes no requests.
     pub async fn prepare(self) -> Result<Ready> {
         let manifest = &self.package.manifest;
         self.metrics.set_slots(self.count, 0, 0, 0);
-        self.broker
-            .ensure_queue(&manifest.name, &manifest.queue_limits())
-            .await
-            .with_context(|| format!("cannot make the queue of model `{}`", manifest.name))?;
         let began = Instant::now();
         // Unbounded, but never more in it than batches handed out: two per slot.
         let (sender, finished) = mpsc::unbounded_channel();
@@ -80,6 +76,10 @@ impl Serving {
             .await
             .inspect_err(|_| self.metrics.set_slots(0, 0, 0, self.count))
             .with_context(|| format!("model `{}` cannot be served on {}", manifest.name, self.device))?;
+        self.broker
+            .ensure_queue(&manifest.name, &manifest.queue_limits())
+            .await
+            .with_context(|| format!("cannot make the queue of model `{}`", manifest.name))?;
         info!(model = %manifest.name, version = manifest.version, device = %self.device, slots = self.count,
             load_ms = began.elapsed().as_millis() as u64, "model ready");
         Ok(Ready { serving: self, slots, finished })

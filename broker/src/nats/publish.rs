@@ -3,10 +3,12 @@
 use async_nats::jetstream::message::PublishMessage;
 
 use sluice_core::broker::{BrokerError, Receipt, Result, Submission};
+use sluice_core::clock::unix_ms;
 
 use super::{Nats, error, headers, names};
 
 pub(super) async fn submit(nats: &Nats, submission: Submission) -> Result<Receipt> {
+    submission.refuse_expired(unix_ms())?;
     let Submission { model, submission_id, envelope, body } = submission;
     let mut all = headers::of_envelope(&envelope);
     headers::put(&mut all, headers::SUBMISSION_ID, &submission_id);

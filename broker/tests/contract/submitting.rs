@@ -74,6 +74,21 @@ pub async fn a_full_queue_an_unknown_model_and_a_large_body_are_three_errors(rig
     Ok(())
 }
 
+pub async fn a_request_whose_deadline_has_passed_is_refused(rig: &mut dyn Rig) -> Result<()> {
+    let broker = with_queue(rig).await?;
+    let with_deadline = |id: &str, deadline| {
+        let mut submission = request(id);
+        submission.envelope.deadline = Some(deadline);
+        submission
+    };
+    let now = sluice_core::clock::unix_ms();
+    let refused = broker.submit(with_deadline("late", now - 1)).await.expect_err("too late");
+    assert!(matches!(refused, BrokerError::Expired(_)) && !refused.is_transient(), "{refused:?}");
+    assert_eq!(counts(&broker).await?, (0, 0));
+    broker.submit(with_deadline("in-time", now + 60_000)).await?;
+    Ok(())
+}
+
 pub async fn limits_change_in_place(rig: &mut dyn Rig) -> Result<()> {
     let broker = with_limits(rig, 1, 4096).await?;
     broker.submit(request("r1")).await?;

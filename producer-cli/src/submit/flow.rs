@@ -190,12 +190,14 @@ impl Flow<'_> {
         }
     }
 
-    /// A message that is too large costs its own rows; anything else would fail for all alike.
+    /// A message that is too large or too late costs its own rows; anything else would fail for all alike.
     fn refused(&self, index: u64, error: BrokerError, waiting: &mut Waiting, tally: &mut Tally) -> Result<()> {
-        if !matches!(error, BrokerError::TooLarge { .. }) {
-            return Err(error.into());
-        }
-        let failure = Failure::new(ErrorCode::InvalidArgument, error.to_string());
+        let code = match error {
+            BrokerError::TooLarge { .. } => ErrorCode::InvalidArgument,
+            BrokerError::Expired(_) => ErrorCode::DeadlineExceeded,
+            other => return Err(other.into()),
+        };
+        let failure = Failure::new(code, error.to_string());
         let id = self.request_id(index)?;
         let content_type = codec::ContentType::default();
         let body = codec::encode_failure(content_type, id.as_str(), &failure);

@@ -114,7 +114,8 @@ async fn run(options: &Options) -> Result<Vec<Row>> {
 
 /// The whole path with a model that costs next to nothing, against the raw loop.
 async fn overhead(options: &Options, wanted: &dyn Fn(&str) -> bool, rows: &mut Vec<Row>) -> Result<()> {
-    let cases = [("overhead", 1, 1), ("overhead", 64, 1), ("overhead", 1024, 1), ("packed", 256, 16), ("packed", 256, 64)];
+    let cases =
+        [("overhead", 1, 1), ("overhead", 64, 1), ("overhead", 1024, 1), ("packed", 256, 16), ("packed", 256, 64)];
     for (case, window, packed) in cases.into_iter().filter(|(case, ..)| wanted(case)) {
         let (mut ours, mut baseline, mut model) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..options.rounds {

@@ -1,6 +1,7 @@
 //! The main flow: requests in, answers out.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use anyhow::Result;
 use sluice_core::broker::{Receipt, Submission};
@@ -81,13 +82,19 @@ async fn json_is_answered_in_json_and_only_the_wanted_outputs() -> Result<()> {
 async fn expired_deadlines_cost_no_compute() -> Result<()> {
     let mut stack = Stack::start()?;
     let package = fixture::doubler(stack.folder(), "m", 0, "")?;
-    let worker = stack.worker(&[(&package, 1)], "")?;
+    // They wait until nobody wants them any more: there is a queue, and no worker.
+    stack.worker(&[(&package, 1)], "")?.process.stop(SOON)?;
     let broker = stack.connect().await?;
     let mut inbox = broker.inbox().await?;
+    let deadline = unix_ms() + 1000;
     for index in 0..20 {
-        let late = Envelope { deadline: Some(unix_ms() - 1), ..envelope(&format!("late{index}"), &*inbox) };
+        let late = Envelope { deadline: Some(deadline), ..envelope(&format!("late{index}"), &*inbox) };
         submit(&broker, Submission::new("m".parse()?, late, rows(&[[1.0; 4]]))).await?;
     }
+    while unix_ms() <= deadline {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let worker = stack.worker(&[(&package, 1)], "")?;
     for _ in 0..20 {
         let reply = next(&mut inbox).await?;
         assert_eq!(reply.error, Some(ErrorCode::DeadlineExceeded));
