@@ -1,5 +1,6 @@
 //! The ceiling that Sluice is measured against: a minimal hand-written loop over NATS JetStream and nothing else.
-//! Durable publish, pull, reply to an inbox, acknowledge; no headers, no checks, no batching.
+//! Durable publish, pull, reply to an inbox, acknowledge; no checks, no batching. Both ways carry what Sluice's protocol
+//! cannot do without and nothing more, in headers as Sluice does: the id and the way back, and the id of the reply.
 //!
 //! `raw_nats serve URL` answers until it is killed; `raw_nats ask URL WINDOW SECONDS BYTES` prints what it measured as
 //! JSON. `cargo xtask bench` runs both.
@@ -17,6 +18,9 @@ use futures_util::stream::FuturesUnordered;
 
 const STREAM: &str = "RAW";
 const SUBJECT: &str = "raw";
+const SUBMISSION_ID: &str = "Nats-Msg-Id";
+const REPLY_TO: &str = "reply-to";
+const ID: &str = "id";
 /// Pulled at once; far above any window, so that pulling is never what limits.
 const PULL: usize = 2048;
 
@@ -52,10 +56,11 @@ async fn serve(url: &str) -> Result<()> {
     println!("serving");
     while let Some(message) = messages.next().await {
         let message = message?;
-        // The way back stands in the body's place of a header: the first line.
-        let split = message.payload.iter().position(|byte| *byte == b'\n').context("a way back")?;
-        let inbox = std::str::from_utf8(&message.payload[..split])?.to_owned();
-        client.publish(inbox, message.payload.slice(split + 1..)).await?;
+        let asked = message.headers.as_ref().context("a request has headers")?;
+        let inbox = asked.get(REPLY_TO).context("a way back")?.as_str().to_owned();
+        let mut headers = HeaderMap::new();
+        headers.insert(ID, asked.get(SUBMISSION_ID).context("an id")?.as_str());
+        client.publish_with_headers(inbox, headers, message.payload.clone()).await?;
         let reply = message.message.reply.clone().context("an acknowledgement's subject")?;
         client.publish(reply, Bytes::from_static(b"+ACK")).await?;
     }
@@ -69,7 +74,7 @@ async fn ask(url: &str, window: usize, seconds: f64, bytes: usize) -> Result<()>
     let inbox = client.new_inbox();
     let mut answers = client.subscribe(inbox.clone()).await?;
     client.flush().await?;
-    let padding = vec![b'x'; bytes];
+    let body = Bytes::from(vec![b'x'; bytes]);
     let until = Instant::now() + Duration::from_secs_f64(seconds);
     let began = Instant::now();
     let mut open: HashMap<u64, Instant> = HashMap::new();
@@ -79,13 +84,12 @@ async fn ask(url: &str, window: usize, seconds: f64, bytes: usize) -> Result<()>
     loop {
         let now = Instant::now();
         while open.len() < window && now < until {
-            let mut body = format!("{inbox}\n{next:020}").into_bytes();
-            body.extend_from_slice(&padding);
             let mut headers = HeaderMap::new();
-            headers.insert("Nats-Msg-Id", format!("{inbox}-{next}"));
+            headers.insert(SUBMISSION_ID, format!("{inbox}-{next}"));
+            headers.insert(REPLY_TO, inbox.as_str());
             open.insert(next, Instant::now());
             next += 1;
-            acks.push(jetstream.publish_with_headers(SUBJECT, headers, body.into()).await?.into_future());
+            acks.push(jetstream.publish_with_headers(SUBJECT, headers, body.clone()).await?.into_future());
         }
         if open.is_empty() {
             break;
@@ -93,7 +97,8 @@ async fn ask(url: &str, window: usize, seconds: f64, bytes: usize) -> Result<()>
         tokio::select! {
             biased;
             Some(answer) = answers.next() => {
-                let number: u64 = std::str::from_utf8(&answer.payload[..20])?.parse()?;
+                let id = answer.headers.as_ref().and_then(|headers| headers.get(ID)).context("a reply has an id")?;
+                let number: u64 = id.as_str()[inbox.len() + 1..].parse()?;
                 let sent = open.remove(&number).context("an answer comes once")?;
                 latencies.push(sent.elapsed().as_micros() as u64);
             }
