@@ -132,14 +132,14 @@ pub fn decode_request(content_type: ContentType, body: &Bytes) -> Result<InferRe
 }
 
 /// Reads a response.
-pub fn decode_response(content_type: ContentType, body: &Bytes) -> Result<InferResponse, Failure> {
+pub fn decode_response(content_type: ContentType, body: &Bytes) -> Result<InferResponse<'static>, Failure> {
     let wire: WireResponse = parse(content_type, body)?;
     let outputs =
         wire.outputs.into_iter().map(|tensor| tensor.into_tensor("output", body)).collect::<Result<_, _>>()?;
     Ok(InferResponse {
-        model_name: wire.model_name.into_owned(),
-        model_version: wire.model_version.into_owned(),
-        id: wire.id.into_owned(),
+        model_name: wire.model_name.into_owned().into(),
+        model_version: wire.model_version.into_owned().into(),
+        id: wire.id.into_owned().into(),
         outputs,
     })
 }
@@ -163,7 +163,7 @@ pub fn encode_request(content_type: ContentType, request: &InferRequest) -> Byte
 }
 
 /// Writes a response.
-pub fn encode_response(content_type: ContentType, response: &InferResponse) -> Bytes {
+pub fn encode_response(content_type: ContentType, response: &InferResponse<'_>) -> Bytes {
     match content_type {
         ContentType::MessagePack => encode::response_msgpack(response),
         ContentType::Json => encode::response_json(response),

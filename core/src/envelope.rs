@@ -1,5 +1,6 @@
 //! What travels in headers, so that routing never decodes a tensor. Every header's name stands here.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -192,28 +193,28 @@ impl Envelope {
 
     /// Writes every header that says more than its default. With a source the request is a CloudEvent in binary mode, and
     /// carries all that CloudEvents requires; without one those headers would only cost.
-    pub fn write(&self, mut put: impl FnMut(&'static str, &str)) {
-        put(ID, self.id.as_str());
+    pub fn write<'a>(&'a self, mut put: impl FnMut(&'static str, Cow<'a, str>)) {
+        put(ID, self.id.as_str().into());
         if let Some(source) = &self.source {
-            put(SOURCE, source);
-            put(SPEC_VERSION, "1.0");
-            put(TYPE, REQUEST_TYPE);
+            put(SOURCE, source.into());
+            put(SPEC_VERSION, "1.0".into());
+            put(TYPE, REQUEST_TYPE.into());
         }
         if self.content_type != ContentType::default() {
-            put(CONTENT_TYPE, self.content_type.as_str());
+            put(CONTENT_TYPE, self.content_type.as_str().into());
         }
         if let Some(reply_to) = &self.reply_to {
-            put(REPLY_TO, &reply_to.to_text());
+            put(REPLY_TO, reply_to.to_text().into());
         }
         if let Some(deadline) = self.deadline {
-            put(DEADLINE, &deadline.to_string());
+            put(DEADLINE, deadline.to_string().into());
         }
         if self.rows != 1 {
-            put(ROWS, &self.rows.to_string());
+            put(ROWS, self.rows.to_string().into());
         }
         for (name, value) in [(TENANT, &self.tenant), (VERSION, &self.version), (TRACEPARENT, &self.traceparent)] {
             if let Some(value) = value {
-                put(name, value);
+                put(name, value.into());
             }
         }
     }
@@ -237,7 +238,7 @@ mod tests {
     fn written(envelope: &Envelope) -> HashMap<&'static str, String> {
         let mut headers = HashMap::new();
         envelope.write(|name, value| {
-            headers.insert(name, value.to_owned());
+            headers.insert(name, value.into_owned());
         });
         headers
     }

@@ -1,5 +1,7 @@
 //! Requests and responses in memory. How they look on the wire is `codec`'s business.
 
+use std::borrow::Cow;
+
 use crate::Tensor;
 
 /// An Open Inference Protocol v2 inference request.
@@ -20,13 +22,13 @@ impl InferRequest {
 
 /// An Open Inference Protocol v2 inference response.
 #[derive(Debug, Clone, PartialEq)]
-pub struct InferResponse {
+pub struct InferResponse<'t> {
     /// The model that answered.
-    pub model_name: String,
+    pub model_name: Cow<'t, str>,
     /// The version of it that answered.
-    pub model_version: String,
+    pub model_version: Cow<'t, str>,
     /// The request's id.
-    pub id: String,
+    pub id: Cow<'t, str>,
     /// The output tensors.
     pub outputs: Vec<Tensor>,
 }

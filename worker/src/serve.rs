@@ -313,7 +313,7 @@ impl Station {
             self.serving.metrics.batch_wait_seconds.observe(waited.as_secs_f64());
             rows += request.rows;
             jobs.push(Job {
-                id: request.ticket.id.as_ref().map_or_else(String::new, |id| id.as_str().to_owned()),
+                id: request.ticket.id.clone(),
                 content_type: request.ticket.content_type,
                 inputs: request.inputs,
                 outputs: request.outputs,

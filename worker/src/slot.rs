@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use sluice_core::codec::{self, ContentType};
-use sluice_core::{InferResponse, Manifest, Tensor};
+use sluice_core::{InferResponse, Manifest, RequestId, Tensor};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::engine::{self, Blame, Device, EngineError, Gathered, Model, run_requests};
@@ -20,7 +20,7 @@ const STACK: usize = 16 * 1024 * 1024;
 
 /// A request, as far as a slot needs it.
 pub struct Job {
-    pub id: String,
+    pub id: Option<RequestId>,
     pub content_type: ContentType,
     pub inputs: Vec<Tensor>,
     /// Outputs wanted; empty for all.
@@ -208,9 +208,9 @@ fn execute(
             outputs = job.outputs.iter().filter_map(|index| outputs.get(*index).cloned()).collect();
         }
         let response = InferResponse {
-            model_name: manifest.name.to_string(),
-            model_version: manifest.version.clone(),
-            id: job.id.clone(),
+            model_name: manifest.name.as_str().into(),
+            model_version: manifest.version.as_str().into(),
+            id: job.id.as_ref().map_or("", |id| id.as_str()).into(),
             outputs,
         };
         Ok(codec::encode_response(job.content_type, &response))

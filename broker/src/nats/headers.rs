@@ -1,5 +1,7 @@
 //! Envelopes and replies as NATS headers. Header names are case-sensitive on NATS.
 
+use std::borrow::Cow;
+
 use async_nats::{HeaderMap, HeaderName};
 use bytes::Bytes;
 
@@ -18,13 +20,12 @@ pub(super) fn of_envelope(envelope: &Envelope) -> HeaderMap {
 }
 
 /// Inserts a header. A value with a line break cannot stand in a header: it is written without.
-pub(super) fn put(headers: &mut HeaderMap, name: &'static str, value: &str) {
-    let name = HeaderName::from_static(name);
+pub(super) fn put<'v>(headers: &mut HeaderMap, name: &'static str, value: impl Into<Cow<'v, str>>) {
+    let mut value = value.into();
     if value.bytes().any(|byte| matches!(byte, b'\r' | b'\n')) {
-        headers.insert(name, value.replace(['\r', '\n'], " "));
-    } else {
-        headers.insert(name, value);
+        value = value.replace(['\r', '\n'], " ").into();
     }
+    headers.insert(HeaderName::from_static(name), value.into_owned());
 }
 
 pub(super) fn get<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {

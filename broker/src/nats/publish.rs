@@ -11,7 +11,7 @@ pub(super) async fn submit(nats: &Nats, submission: Submission) -> Result<Receip
     submission.refuse_expired(unix_ms())?;
     let Submission { model, submission_id, envelope, body } = submission;
     let mut all = headers::of_envelope(&envelope);
-    headers::put(&mut all, headers::SUBMISSION_ID, &submission_id);
+    headers::put(&mut all, headers::SUBMISSION_ID, submission_id);
     let subject = names::work_subject(&model, envelope.lane);
     let size = body.len();
     let publish = PublishMessage::build().payload(body).headers(all);

@@ -22,7 +22,7 @@ pub(super) fn request_msgpack(request: &InferRequest) -> Bytes {
     out.into_inner().freeze()
 }
 
-pub(super) fn response_msgpack(response: &InferResponse) -> Bytes {
+pub(super) fn response_msgpack(response: &InferResponse<'_>) -> Bytes {
     let mut out = writer(&response.outputs);
     map(&mut out, 4);
     for (key, value) in
@@ -43,7 +43,7 @@ pub(super) fn request_json(request: &InferRequest) -> Bytes {
     body.to_string().into()
 }
 
-pub(super) fn response_json(response: &InferResponse) -> Bytes {
+pub(super) fn response_json(response: &InferResponse<'_>) -> Bytes {
     json!({
         "model_name": response.model_name,
         "model_version": response.model_version,

@@ -17,7 +17,7 @@ fn single(values: &[f32]) -> Vec<u8> {
 }
 
 /// Asks a package once.
-async fn ask(script: &Script<'_>, requests: Vec<Vec<Tensor>>) -> Result<Vec<InferResponse>> {
+async fn ask(script: &Script<'_>, requests: Vec<Vec<Tensor>>) -> Result<Vec<InferResponse<'static>>> {
     let mut stack = Stack::start()?;
     let package = script.write(stack.folder(), "m")?;
     let _worker = stack.worker(&[(&package, 1)], "")?;
