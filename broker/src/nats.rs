@@ -1,4 +1,4 @@
-//! The broker seam on NATS JetStream. One file per operation; `amqp/` will hold files of the same names.
+//! The broker seam on NATS JetStream. One file per operation; `amqp/` holds files of the same names.
 
 mod connect;
 mod consume;
@@ -26,8 +26,8 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use sluice_core::broker::{
-    Broker, Consumer, DeadLetter, LaneDepth, Leadership, QueueLimits, Receipt, Replied, Replies, Reply, Result,
-    Signals, Submission,
+    Broker, Capabilities, Consumer, DeadLetter, LaneDepth, Leadership, QueueLimits, Receipt, Replied, Replies, Reply,
+    Result, Signals, Submission,
 };
 use sluice_core::{JobId, ModelName, ReplyTo, RequestId};
 
@@ -50,6 +50,19 @@ pub(crate) struct Nats {
 impl Broker for Nats {
     fn url(&self) -> &str {
         &self.shown_url
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            drops_repeated_submissions: true,
+            first_result_stands: true,
+            keeps_the_place: true,
+            exact_credit: true,
+            exact_length: true,
+            limits_message_size_per_queue: true,
+            counts_in_flight: true,
+            tells_age: true,
+        }
     }
 
     async fn ensure_queue(&self, model: &ModelName, limits: &QueueLimits) -> Result<()> {

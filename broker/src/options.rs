@@ -10,7 +10,8 @@ use url::Url;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Options {
-    /// `nats://user:password@host:port`, or `tls://...`; several, separated by commas, for a cluster.
+    /// `nats://user:password@host:port` or `tls://...` for NATS, `amqp://user:password@host:port/vhost` or `amqps://...` for
+    /// RabbitMQ; several, separated by commas, for a cluster.
     pub url: String,
     /// The name that this client has in the broker's lists.
     pub name: String,
@@ -36,6 +37,10 @@ pub struct Options {
     /// How long dead letters are kept.
     #[serde(with = "humantime_serde")]
     pub dead_letters_kept: Duration,
+    /// RabbitMQ's management API, `http://user:password@host:15672`: AMQP alone can neither list queues nor set their lengths.
+    pub management: Option<String>,
+    /// The largest body in bytes that RabbitMQ takes (`max_message_size`): it tells nobody, and closes the channel.
+    pub largest_message: u64,
     /// What to do while nothing answers at the URL.
     #[serde(skip)]
     pub patience: Patience,
@@ -71,6 +76,8 @@ impl Default for Options {
             dedupe_window: Duration::from_secs(120),
             results_kept: Duration::from_secs(24 * 3600),
             dead_letters_kept: Duration::from_secs(14 * 24 * 3600),
+            management: None,
+            largest_message: 8 * 1024 * 1024,
             patience: Patience::default(),
         }
     }

@@ -43,6 +43,9 @@ pub enum BrokerError {
     /// Its deadline passed before it could be submitted: it would be refused by whoever took it.
     #[error("the deadline of request `{0}` passed before it was submitted")]
     Expired(RequestId),
+    /// The broker takes no messages for now: it is short of memory or disk.
+    #[error("the broker takes no messages for now: {0}")]
+    Blocked(String),
     /// These credentials may not do this.
     #[error("the broker denies this: {0}")]
     Denied(String),
@@ -69,6 +72,7 @@ impl BrokerError {
         match self {
             BrokerError::Unreachable { .. }
             | BrokerError::QueueFull(_)
+            | BrokerError::Blocked(_)
             | BrokerError::TimedOut(_)
             | BrokerError::Other { .. } => true,
             BrokerError::UnknownModel(_)
@@ -323,11 +327,35 @@ pub trait Leadership: Send + Sync {
     async fn resign(self: Box<Self>) -> Result<()>;
 }
 
+/// Which promises a broker keeps that another cannot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// A submission id that is repeated within the window is stored once.
+    pub drops_repeated_submissions: bool,
+    /// A second result under an id is refused. Where it is not, readers pass it over: the first stands all the same.
+    pub first_result_stands: bool,
+    /// A request that is given back keeps its place in the queue.
+    pub keeps_the_place: bool,
+    /// A consumer's credit is never exceeded. Where it is not exact, a few more may come than it says.
+    pub exact_credit: bool,
+    /// A queue refuses at exactly its length. Where it does not, a few more may be taken before it does.
+    pub exact_length: bool,
+    /// Each queue has its own limit of a message's size. Where it has not, workers refuse what is too large.
+    pub limits_message_size_per_queue: bool,
+    /// [`LaneDepth::in_flight`] is known.
+    pub counts_in_flight: bool,
+    /// [`LaneDepth::oldest`] is known.
+    pub tells_age: bool,
+}
+
 /// A message broker.
 #[async_trait]
 pub trait Broker: Send + Sync {
     /// The URL that it was reached by, without secrets.
     fn url(&self) -> &str;
+
+    /// What this broker can do.
+    fn capabilities(&self) -> Capabilities;
 
     /// Creates a model's queue, or changes its limits in place. Idempotent.
     async fn ensure_queue(&self, model: &ModelName, limits: &QueueLimits) -> Result<()>;

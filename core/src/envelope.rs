@@ -25,6 +25,8 @@ pub const REPLY_TO: &str = "sluice-reply-to";
 pub const DEADLINE: &str = "sluice-deadline";
 /// How many rows the body holds; a hint for credit, the body is the truth. Absent means 1.
 pub const ROWS: &str = "sluice-rows";
+/// The lane, where the queue's name does not say it.
+pub const LANE: &str = "sluice-lane";
 /// Whose request it is, for accounting.
 pub const TENANT: &str = "sluice-tenant";
 /// The model version that must answer; absent for whichever serves.

@@ -4,6 +4,7 @@
 pub mod cache;
 pub mod fetch;
 pub mod process;
+pub mod rabbitmq;
 pub mod rules;
 pub mod setup;
 

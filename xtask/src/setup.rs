@@ -154,6 +154,49 @@ pub fn nats_server() -> Result<PathBuf> {
     }
 }
 
+/// RabbitMQ's start script: the packaged one itself, since the wrapper on PATH would start it as another user. Installed
+/// by apt where that can be done.
+pub fn rabbitmq_server() -> Result<PathBuf> {
+    const PACKAGED: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
+    let found = || {
+        let own = std::env::var_os("RABBITMQ_SERVER").map(PathBuf::from);
+        own.into_iter()
+            .chain([PathBuf::from(PACKAGED)])
+            .find(|path| path.is_file())
+            .or_else(|| on_path("rabbitmq-server"))
+    };
+    if let Some(binary) = found() {
+        return Ok(binary);
+    }
+    // SAFETY: geteuid only reads.
+    let root = unsafe { libc::geteuid() } == 0;
+    let Some(apt) = on_path("apt-get").filter(|_| root) else {
+        bail!(
+            "there is no RabbitMQ: install it (`apt-get install rabbitmq-server`), or set RABBITMQ_SERVER to its `rabbitmq-server`"
+        );
+    };
+    let _lock = cache::lock(&cache::directory()?)?;
+    if found().is_none() {
+        eprintln!("installing RabbitMQ: apt-get install rabbitmq-server");
+        let install = || {
+            let mut command = Command::new(&apt);
+            command.args(["install", "--yes", "--no-install-recommends", "rabbitmq-server"]);
+            command.env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null()).status()
+        };
+        if !install()?.success() {
+            let _ = Command::new(&apt).arg("update").stdout(Stdio::null()).status()?;
+            if !install()?.success() {
+                bail!("`apt-get install rabbitmq-server` failed: install RabbitMQ by hand, or set RABBITMQ_SERVER");
+            }
+        }
+    }
+    found().context("apt-get installed rabbitmq-server, and it is not there")
+}
+
+fn on_path(name: &str) -> Option<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH")?).map(|folder| folder.join(name)).find(|path| path.is_file())
+}
+
 /// A folder with the Python packages that the documentation's examples use, for `PYTHONPATH`.
 pub fn python_packages() -> Result<PathBuf> {
     let cache = cache::directory()?;

@@ -25,6 +25,14 @@ pub fn run(arguments: &[String]) -> Result<Counts> {
     setup::libtorch(Accelerator::None)?;
     setup::nats_server()?;
     setup::python_packages()?;
+    let without_rabbitmq = match setup::rabbitmq_server() {
+        Ok(_) => false,
+        Err(error) if std::env::var_os("CI").is_some() => return Err(error),
+        Err(error) => {
+            eprintln!("the tests on RabbitMQ are left out: {error:#}");
+            true
+        }
+    };
     // The end-to-end tests run the real binaries.
     cargo(&["build", "--workspace", "--bins", "--examples"])?;
     let nextest = Command::new("cargo")
@@ -39,6 +47,9 @@ pub fn run(arguments: &[String]) -> Result<Counts> {
         vec!["test", "--workspace", "--no-fail-fast"]
     };
     command.extend(arguments.iter().map(String::as_str));
+    if without_rabbitmq {
+        command.extend(if nextest { ["-E", "not test(rabbitmq::)"] } else { ["--", "--skip=rabbitmq::"] });
+    }
     let mut child = Command::new("cargo")
         .args(&command)
         .env("SLUICE_TEST_BINARIES_BUILT", "1")

@@ -38,8 +38,8 @@ pub(super) async fn store(
     headers::put(&mut all, envelope::DEAD_CODE, death.code.as_str());
     headers::put(&mut all, envelope::DEAD_REASON, &death.reason);
     headers::put(&mut all, envelope::DEAD_HOST, &death.host);
-    headers::put(&mut all, envelope::DEAD_AT, &death.at.to_string());
-    headers::put(&mut all, envelope::ATTEMPTS, &death.attempts.to_string());
+    headers::put(&mut all, envelope::DEAD_AT, death.at.to_string());
+    headers::put(&mut all, envelope::ATTEMPTS, death.attempts.to_string());
     // Were we to die before the original is gone, whoever gets it next does not bury it twice.
     headers::put(&mut all, headers::SUBMISSION_ID, name);
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| other("storing a dead letter", error);

@@ -32,9 +32,9 @@ pub(super) struct Order {
 
 /// Shares of the credit that an idle lane keeps on order, so that a request in it is delivered at once, whatever the
 /// other lanes do. High, normal, low; in sixteenths.
-const STANDING: [usize; 3] = [1, 4, 1];
+const STANDING: [usize; 3] = [2, 4, 1];
 /// However large the credit, an idle lane keeps no more than this on order: with a backlog there are larger orders.
-const STANDING_MOST: [usize; 3] = [4, 64, 2];
+const STANDING_MOST: [usize; 3] = [16, 64, 8];
 /// Shares in which lanes with a backlog divide the rest.
 const WEIGHT: [usize; 3] = [12, 3, 1];
 
@@ -119,14 +119,14 @@ mod tests {
     #[test]
     fn idle_lanes_each_keep_a_standing_order() {
         let orders = plan(64, &[lane(0, 0, 0); 3]);
-        assert_eq!(orders.map(|order| order.standing), [4, 16, 2]);
+        assert_eq!(orders.map(|order| order.standing), [8, 16, 4]);
         assert_eq!(orders.map(|order| order.backlog), [0, 0, 0]);
     }
 
     #[test]
     fn a_lane_with_a_backlog_gets_what_the_others_do_not_use() {
-        let orders = plan(64, &[lane(4, 0, 0), lane(0, 16, 1000), lane(2, 0, 0)]);
-        assert_eq!(orders[1], Order { standing: 16, backlog: 26 }, "{orders:?}");
+        let orders = plan(64, &[lane(8, 0, 0), lane(0, 16, 1000), lane(4, 0, 0)]);
+        assert_eq!(orders[1], Order { standing: 16, backlog: 20 }, "{orders:?}");
     }
 
     #[test]

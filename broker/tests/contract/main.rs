@@ -11,7 +11,7 @@ mod settling;
 mod submitting;
 mod watching;
 
-use rig::{NatsRig, Rig};
+use rig::{AmqpRig, NatsRig, Rig};
 
 /// One test per promise and broker.
 macro_rules! contract {
@@ -22,6 +22,17 @@ macro_rules! contract {
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $promise() -> anyhow::Result<()> {
                     let mut rig = NatsRig::start()?;
+                    $area::$promise(&mut rig as &mut dyn Rig).await
+                }
+            )+)+
+        }
+
+        mod rabbitmq {
+            use super::*;
+            $($(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $promise() -> anyhow::Result<()> {
+                    let mut rig = AmqpRig::start().await?;
                     $area::$promise(&mut rig as &mut dyn Rig).await
                 }
             )+)+

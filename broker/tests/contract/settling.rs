@@ -69,16 +69,21 @@ pub async fn giving_back_charges_no_attempt_and_keeps_the_place(rig: &mut dyn Ri
         let host = rig::connection(rig).await?;
         let mut consumer = host.consume(&model(), 3).await?;
         let delivery = next(&mut consumer).await?;
-        assert_eq!((id(&delivery).as_str(), delivery.charged), ("r1", 0), "first in the queue, and not charged");
+        if broker.capabilities().keeps_the_place {
+            assert_eq!(id(&delivery), "r1", "first in the queue");
+        }
+        assert_eq!(delivery.charged, 0, "`{}` was charged", id(&delivery));
         consumer.stop().await;
         delivery.hold.settle(Settlement::GiveBack).await?;
         host.close().await?;
     }
     let mut consumer = broker.consume(&model(), 3).await?;
-    next(&mut consumer).await?.hold.settle(Settlement::Retry(Duration::ZERO)).await?;
+    let first = next(&mut consumer).await?;
+    let name = id(&first);
+    first.hold.settle(Settlement::Retry(Duration::ZERO)).await?;
     let charged = loop {
         let delivery = next(&mut consumer).await?;
-        if id(&delivery) == "r1" {
+        if id(&delivery) == name {
             break delivery.charged;
         }
         delivery.hold.settle(Settlement::Done).await?;
@@ -129,6 +134,10 @@ pub async fn what_cannot_be_stored_as_a_dead_letter_is_not_removed(rig: &mut dyn
 
 pub async fn a_dead_letter_too_large_to_keep_is_kept_without_its_body(rig: &mut dyn Rig) -> Result<()> {
     let broker = rig::with_limits(rig, 100, 16 * 1024 * 1024).await?;
+    if !broker.capabilities().limits_message_size_per_queue {
+        // Only the body counts there: what is said of it always fits.
+        return Ok(());
+    }
     // As large as the broker takes: there is no room for the reason beside it.
     let largest = rig.largest_body();
     let mut submission = request("r1");

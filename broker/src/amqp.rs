@@ -1,0 +1,121 @@
+//! The broker seam on AMQP 0-9-1 as RabbitMQ speaks it. One file per operation, named as in `nats/`.
+
+mod connect;
+mod consume;
+mod dead;
+mod depth;
+mod error;
+mod headers;
+mod lead;
+mod manage;
+mod names;
+mod publish;
+mod queue;
+mod reply;
+mod settle;
+mod share;
+mod signal;
+mod stream;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use sluice_core::broker::{
+    Broker, Capabilities, Consumer, DeadLetter, LaneDepth, Leadership, QueueLimits, Receipt, Replied, Replies, Reply,
+    Result, Signals, Submission,
+};
+use sluice_core::{JobId, ModelName, ReplyTo, RequestId};
+
+pub(crate) use connect::connect;
+
+/// A connection to RabbitMQ.
+pub(crate) struct Amqp {
+    link: Arc<connect::Link>,
+}
+
+#[async_trait]
+impl Broker for Amqp {
+    fn url(&self) -> &str {
+        &self.link.shown_url
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            drops_repeated_submissions: false,
+            first_result_stands: false,
+            keeps_the_place: false,
+            exact_credit: false,
+            exact_length: false,
+            limits_message_size_per_queue: false,
+            counts_in_flight: false,
+            tells_age: false,
+        }
+    }
+
+    async fn ensure_queue(&self, model: &ModelName, limits: &QueueLimits) -> Result<()> {
+        queue::ensure(&self.link, model, limits).await
+    }
+
+    async fn remove_queue(&self, model: &ModelName) -> Result<()> {
+        queue::remove(&self.link, model).await
+    }
+
+    async fn queues(&self) -> Result<Vec<ModelName>> {
+        queue::list(&self.link).await
+    }
+
+    async fn submit(&self, submission: Submission) -> Result<Receipt> {
+        publish::submit(&self.link, submission).await
+    }
+
+    async fn consume(&self, model: &ModelName, credit: usize) -> Result<Box<dyn Consumer>> {
+        Ok(Box::new(consume::open(&self.link, model, credit).await?))
+    }
+
+    async fn reply(&self, to: &ReplyTo, reply: &Reply) -> Result<Replied> {
+        reply::send(&self.link, to, reply).await
+    }
+
+    async fn depth(&self, model: &ModelName) -> Result<Vec<LaneDepth>> {
+        depth::read(&self.link, model).await
+    }
+
+    async fn inbox(&self) -> Result<Box<dyn Replies>> {
+        Ok(Box::new(reply::inbox(&self.link).await?))
+    }
+
+    async fn results(&self, job: &JobId) -> Result<Box<dyn Replies>> {
+        Ok(Box::new(reply::results(&self.link, job).await?))
+    }
+
+    async fn stored_result(&self, job: &JobId, id: &RequestId) -> Result<Option<Reply>> {
+        reply::stored(&self.link, job, id).await
+    }
+
+    async fn dead_letters(&self, model: &ModelName, limit: usize) -> Result<Vec<DeadLetter>> {
+        dead::list(&self.link, model, limit).await
+    }
+
+    async fn signal(&self, topic: &str, payload: Bytes) -> Result<()> {
+        signal::send(&self.link, topic, payload).await
+    }
+
+    async fn listen(&self, topic: &str) -> Result<Box<dyn Signals>> {
+        Ok(Box::new(signal::listen(&self.link, topic).await?))
+    }
+
+    async fn ask(&self, topic: &str, payload: Bytes, limit: Duration) -> Result<Option<Bytes>> {
+        signal::ask(&self.link, topic, payload, limit).await
+    }
+
+    async fn lead(&self, office: &str, holder: &str) -> Result<Box<dyn Leadership>> {
+        Ok(Box::new(lead::lead(&self.link, office, holder).await?))
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.link.close().await
+    }
+}

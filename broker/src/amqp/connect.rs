@@ -1,0 +1,234 @@
+//! Connecting, staying connected, and leaving. One connection, made anew when it is lost; whoever needs a channel
+//! asks for one, and asks again when it has died.
+
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use lapin::options::ConfirmSelectOptions;
+use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
+use lapin::uri::AMQPUri;
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event};
+use tracing::{info, warn};
+
+use sluice_core::broker::{BrokerError, Result};
+
+use super::Amqp;
+use super::error::other;
+use crate::{Options, Patience};
+
+/// How long a service waits between two attempts to connect.
+const RETRY: Duration = Duration::from_millis(500);
+/// Seconds between two heartbeats: both ends notice within three of them that the other is gone.
+const HEARTBEAT: u16 = 2;
+
+/// The connection, and the channels that all share.
+pub(super) struct Link {
+    pub options: Options,
+    pub shown_url: String,
+    live: tokio::sync::Mutex<Option<Arc<Connection>>>,
+    /// Publishing with confirms, so that nothing accepted is lost.
+    publishing: Shared,
+    /// Publishing without: answers to live callers and signals.
+    telling: Shared,
+    /// Why the broker takes no messages, while it does not.
+    blocked: Arc<Mutex<Option<String>>>,
+    /// Result streams that are known to be there.
+    pub results: Mutex<std::collections::HashSet<String>>,
+}
+
+#[derive(Default)]
+struct Shared(RwLock<Option<Channel>>);
+
+impl Shared {
+    fn get(&self) -> Option<Channel> {
+        let channel = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        channel.as_ref().filter(|channel| channel.status().connected()).cloned()
+    }
+
+    fn set(&self, channel: &Channel) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(channel.clone());
+    }
+}
+
+pub(crate) async fn connect(options: &Options) -> Result<Amqp> {
+    let link = Arc::new(Link {
+        options: options.clone(),
+        shown_url: options.shown_url(),
+        live: tokio::sync::Mutex::default(),
+        publishing: Shared::default(),
+        telling: Shared::default(),
+        blocked: Arc::default(),
+        results: Mutex::default(),
+    });
+    let mut waiting = false;
+    loop {
+        match link.connection().await {
+            Ok(_) => break,
+            Err(error @ BrokerError::Unreachable { .. }) if options.patience == Patience::Wait => {
+                if !waiting {
+                    let reason =
+                        std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+                    warn!(url = %link.shown_url, reason, "waiting for the broker");
+                    waiting = true;
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if waiting {
+        info!(url = %link.shown_url, "the broker is there");
+    }
+    Ok(Amqp { link })
+}
+
+impl Link {
+    /// The connection, made anew if it was lost.
+    async fn connection(&self) -> Result<Arc<Connection>> {
+        let mut live = self.live.lock().await;
+        if let Some(connection) = live.as_ref().filter(|connection| connection.status().connected()) {
+            return Ok(Arc::clone(connection));
+        }
+        let again = live.take().is_some();
+        let connection = Arc::new(self.attempt().await?);
+        if again {
+            info!(url = %self.shown_url, "reconnected to the broker");
+        }
+        self.watch(&connection);
+        *live = Some(Arc::clone(&connection));
+        Ok(connection)
+    }
+
+    /// One attempt at each of the URLs.
+    async fn attempt(&self) -> Result<Connection> {
+        let limit = match self.options.patience {
+            Patience::GiveUpAfter(limit) => limit,
+            Patience::Wait => Duration::from_secs(5),
+        };
+        let unreachable = |source: Box<dyn std::error::Error + Send + Sync>| BrokerError::Unreachable {
+            url: self.shown_url.clone(),
+            source,
+        };
+        let mut failed = unreachable("no URL".into());
+        for url in self.options.url.split(',').map(str::trim) {
+            let mut uri: AMQPUri = url.parse().map_err(|reason| {
+                BrokerError::Unusable(format!("broker URL `{}` cannot be used: {reason}", self.shown_url))
+            })?;
+            uri.query.heartbeat.get_or_insert(HEARTBEAT);
+            let properties = ConnectionProperties::default().with_connection_name(self.options.name.as_str().into());
+            let runtime = lapin::runtime::default_runtime().map_err(|error| other("starting the client", error))?;
+            let connecting = Connection::connect_uri_with_config(uri, properties, self.tls().await?, runtime);
+            failed = match tokio::time::timeout(limit, connecting).await {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(error)) => match error.kind() {
+                    ErrorKind::ProtocolError(refusal) => {
+                        BrokerError::Denied(format!("`{}`: {}", self.shown_url, refusal.get_message()))
+                    }
+                    _ => unreachable(error.into()),
+                },
+                Err(_) => unreachable(format!("no answer within {limit:?}").into()),
+            };
+        }
+        Err(failed)
+    }
+
+    async fn tls(&self) -> Result<OwnedTLSConfig> {
+        let read = async |file: &std::path::Path| {
+            tokio::fs::read(file)
+                .await
+                .map_err(|error| BrokerError::Unusable(format!("cannot read `{}`: {error}", file.display())))
+        };
+        let mut config = OwnedTLSConfig::default();
+        if let Some(file) = &self.options.tls_ca {
+            let text = read(file).await?;
+            config.cert_chain = Some(String::from_utf8_lossy(&text).into_owned());
+        }
+        if let (Some(certificate), Some(key)) = (&self.options.tls_certificate, &self.options.tls_key) {
+            config.identity = Some(OwnedIdentity::PKCS8 { pem: read(certificate).await?, key: read(key).await? });
+        }
+        Ok(config)
+    }
+
+    /// Notes what the broker tells about the connection, for as long as there is one.
+    fn watch(&self, connection: &Connection) {
+        let mut events = Box::pin(connection.events_listener());
+        let blocked = Arc::clone(&self.blocked);
+        let url = self.shown_url.clone();
+        *blocked.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        tokio::spawn(async move {
+            while let Some(event) = events.next().await {
+                match event {
+                    Event::ConnectionBlocked(reason) => {
+                        warn!(url, reason, "the broker takes no messages for now");
+                        *blocked.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+                    }
+                    Event::ConnectionUnblocked => {
+                        info!(url, "the broker takes messages again");
+                        *blocked.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                    }
+                    Event::Error(error) => warn!(url, %error, "the connection to the broker was lost"),
+                    _ => {}
+                }
+            }
+        });
+    }
+
+    /// An error at once instead of a wait for nobody knows how long.
+    pub(super) fn refuse_while_blocked(&self) -> Result<()> {
+        match &*self.blocked.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(reason) => Err(BrokerError::Blocked(reason.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// A channel of one's own: an error on it harms nobody else.
+    pub(super) async fn channel(&self) -> Result<Channel> {
+        let connection = self.connection().await?;
+        connection.create_channel().await.map_err(|error| other("opening a channel", error))
+    }
+
+    /// The channel for what must be stored.
+    pub(super) async fn publishing(&self) -> Result<Channel> {
+        if let Some(channel) = self.publishing.get() {
+            return Ok(channel);
+        }
+        let channel = self.channel().await?;
+        let confirms = channel.confirm_select(ConfirmSelectOptions::default()).await;
+        confirms.map_err(|error| other("asking for confirms", error))?;
+        self.publishing.set(&channel);
+        Ok(channel)
+    }
+
+    /// The channel for what may get lost.
+    pub(super) async fn telling(&self) -> Result<Channel> {
+        if let Some(channel) = self.telling.get() {
+            return Ok(channel);
+        }
+        let channel = self.channel().await?;
+        self.telling.set(&channel);
+        Ok(channel)
+    }
+
+    pub(super) async fn close(&self) -> Result<()> {
+        let Some(connection) = self.live.lock().await.take() else { return Ok(()) };
+        if !connection.status().connected() {
+            return Ok(());
+        }
+        // Closing waits for what was sent before it.
+        let closed = tokio::time::timeout(Duration::from_secs(5), connection.close(200, "done".into())).await;
+        match closed {
+            // A channel that was closing by itself just then is closed as well.
+            Ok(Err(error))
+                if matches!(
+                    error.kind(),
+                    ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidConnectionState(_)
+                ) =>
+            {
+                Ok(())
+            }
+            Ok(closed) => closed.map_err(|error| other("closing the connection", error)),
+            Err(_) => Err(BrokerError::TimedOut("closing the connection".into())),
+        }
+    }
+}

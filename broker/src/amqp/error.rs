@@ -1,0 +1,36 @@
+//! What the client's errors mean at the seam.
+
+use std::fmt::Display;
+
+use lapin::ErrorKind;
+use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
+
+use sluice_core::broker::BrokerError;
+
+/// Any error of the client in the words of the seam.
+pub(super) fn other(what: impl Display, error: lapin::Error) -> BrokerError {
+    if let ErrorKind::ProtocolError(refusal) = error.kind() {
+        match refusal.kind() {
+            AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) | AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => {
+                return BrokerError::Denied(format!("{what}: {}", refusal.get_message()));
+            }
+            _ => {}
+        }
+    }
+    BrokerError::Other { what: what.to_string(), source: error.into() }
+}
+
+/// Whether the broker says that a queue or an exchange is not there. One whose node is still starting is "not found" too,
+/// but only the text tells: "home node ... is down or inaccessible".
+pub(super) fn is_not_found(error: &lapin::Error) -> bool {
+    is_soft(error, AMQPSoftError::NOTFOUND) && !error.to_string().contains("inaccessible")
+}
+
+/// Whether a queue is there with other arguments.
+pub(super) fn is_mismatch(error: &lapin::Error) -> bool {
+    is_soft(error, AMQPSoftError::PRECONDITIONFAILED)
+}
+
+fn is_soft(error: &lapin::Error, kind: AMQPSoftError) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(refusal) if *refusal.kind() == AMQPErrorKind::Soft(kind))
+}

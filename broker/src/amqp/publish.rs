@@ -1,0 +1,71 @@
+//! Submitting a request: a mandatory publish whose confirm is awaited.
+
+use std::time::Duration;
+
+use lapin::options::BasicPublishOptions;
+use lapin::{BasicProperties, Confirmation};
+
+use sluice_core::broker::{BrokerError, Receipt, Result, Submission};
+use sluice_core::clock::unix_ms;
+
+use super::connect::Link;
+use super::error::other;
+use super::{headers, names};
+
+/// What a healthy broker confirms in milliseconds.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What became of a message.
+pub(super) enum Published {
+    Stored,
+    /// No queue is bound there.
+    Unroutable,
+    /// The queue is full.
+    Refused,
+}
+
+pub(super) async fn submit(link: &Link, submission: Submission) -> Result<Receipt> {
+    submission.refuse_expired(unix_ms())?;
+    let Submission { model, submission_id, envelope, body } = submission;
+    let largest = link.options.largest_message;
+    // The broker would close the channel, and with it everyone else's publishes.
+    if body.len() as u64 > largest {
+        let limit = format!("`broker.largest_message` is {largest} bytes");
+        return Err(BrokerError::TooLarge { size: body.len(), limit });
+    }
+    let queue = names::lane_queue(&model, envelope.lane);
+    let properties = headers::of_envelope(&envelope, submission_id);
+    match stored(link, names::WORK, &queue, &body, properties, &format!("submitting to model `{model}`")).await? {
+        Published::Stored => Ok(Receipt::Queued),
+        Published::Unroutable => Err(BrokerError::UnknownModel(model)),
+        Published::Refused => Err(BrokerError::QueueFull(model)),
+    }
+}
+
+/// Publishes and returns once the broker says what became of the message.
+pub(super) async fn stored(
+    link: &Link,
+    exchange: &str,
+    key: &str,
+    body: &[u8],
+    properties: BasicProperties,
+    what: &str,
+) -> Result<Published> {
+    link.refuse_while_blocked()?;
+    let channel = link.publishing().await?;
+    let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+    let confirmed =
+        async { channel.basic_publish(exchange.into(), key.into(), options, body, properties).await?.await };
+    match tokio::time::timeout(PATIENCE, confirmed).await {
+        // An unroutable message is acknowledged too, and comes back inside.
+        Ok(Ok(Confirmation::Ack(None))) => Ok(Published::Stored),
+        Ok(Ok(Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_)))) => Ok(Published::Unroutable),
+        Ok(Ok(Confirmation::Nack(None))) => Ok(Published::Refused),
+        Ok(Ok(Confirmation::NotRequested)) => Err(BrokerError::TimedOut(format!("{what}: no confirm"))),
+        Ok(Err(error)) => Err(other(what, error)),
+        Err(_) => {
+            link.refuse_while_blocked()?;
+            Err(BrokerError::TimedOut(what.to_owned()))
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! A model's queues: one per lane, one for retries whose delay is over, one per delay, and its dead letters; and the
+//! exchanges that all models share.
+
+use std::time::Duration;
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, ExchangeKind};
+use tracing::warn;
+
+use sluice_core::broker::{BrokerError, QueueLimits, Result};
+use sluice_core::{Lane, ModelName};
+
+use super::connect::Link;
+use super::error::{is_mismatch, is_not_found, other};
+use super::{manage, names};
+
+/// RabbitMQ 4 drops a message that was delivered more often than its queue's limit, 20 if none is set. The worker
+/// decides when a request has failed too often.
+const DELIVERY_LIMIT: i64 = 1_000_000;
+
+pub(super) async fn ensure(link: &Link, model: &ModelName, limits: &QueueLimits) -> Result<()> {
+    let channel = link.channel().await?;
+    exchanges(&channel).await?;
+    for lane in Lane::ALL {
+        let reject = ("x-overflow", AMQPValue::LongString("reject-publish".into()));
+        declare(&channel, names::WORK, &names::lane_queue(model, lane), quorum(&[reject])).await?;
+    }
+    declare(&channel, names::WORK, &names::retried_queue(model), quorum(&[])).await?;
+    declare(&channel, names::DEAD, &names::dead_queue(model), stream(link.options.dead_letters_kept)).await?;
+    match manage::limit(link, model, limits).await {
+        Err(BrokerError::Unusable(reason)) => {
+            warn!(%model, reason, "the queue's length is what the broker's policies say");
+            Ok(())
+        }
+        limited => limited,
+    }
+}
+
+async fn exchanges(channel: &Channel) -> Result<()> {
+    let direct = [names::WORK, names::DEAD, names::RESULTS, names::INBOXES];
+    let kinds =
+        direct.map(|name| (name, ExchangeKind::Direct)).into_iter().chain([(names::CONTROL, ExchangeKind::Topic)]);
+    for (name, kind) in kinds {
+        let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+        channel
+            .exchange_declare(name.into(), kind, options, FieldTable::default())
+            .await
+            .map_err(|error| other(format!("declaring exchange `{name}`"), error))?;
+    }
+    Ok(())
+}
+
+/// The exchanges, for those who may come before any worker.
+pub(super) async fn ensure_exchanges(link: &Link) -> Result<()> {
+    exchanges(&link.channel().await?).await
+}
+
+/// A durable queue that its name leads to.
+pub(super) async fn declare(channel: &Channel, exchange: &str, queue: &str, arguments: FieldTable) -> Result<()> {
+    let options = QueueDeclareOptions { durable: true, ..Default::default() };
+    channel.queue_declare(queue.into(), options, arguments).await.map_err(|error| {
+        if is_mismatch(&error) {
+            let text = format!("queue `{queue}` is there with other arguments; remove it or rename the model: {error}");
+            return BrokerError::Unusable(text);
+        }
+        other(format!("declaring queue `{queue}`"), error)
+    })?;
+    bind(channel, exchange, queue, queue).await
+}
+
+pub(super) async fn bind(channel: &Channel, exchange: &str, queue: &str, key: &str) -> Result<()> {
+    let bound = channel
+        .queue_bind(queue.into(), exchange.into(), key.into(), QueueBindOptions::default(), FieldTable::default())
+        .await;
+    bound.map_err(|error| other(format!("binding queue `{queue}` to `{exchange}`"), error))
+}
+
+fn quorum(more: &[(&str, AMQPValue)]) -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(DELIVERY_LIMIT));
+    for (name, value) in more {
+        arguments.insert((*name).into(), value.clone());
+    }
+    arguments
+}
+
+/// Where retries wait out a delay. At-least-once: a retry is not lost on its way back.
+pub(super) fn retry(model: &ModelName, delay: Duration) -> FieldTable {
+    let text = |value: &str| AMQPValue::LongString(value.into());
+    quorum(&[
+        ("x-message-ttl", AMQPValue::LongLongInt(i64::try_from(delay.as_millis()).unwrap_or(i64::MAX))),
+        ("x-dead-letter-exchange", text(names::WORK)),
+        ("x-dead-letter-routing-key", text(&names::retried_queue(model))),
+        ("x-dead-letter-strategy", text("at-least-once")),
+        ("x-overflow", text("reject-publish")),
+    ])
+}
+
+/// A queue that can be read again and again, and forgets what is old.
+pub(super) fn stream(kept: Duration) -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("stream".into()));
+    arguments.insert("x-max-age".into(), AMQPValue::LongString(format!("{}s", kept.as_secs().max(1)).into()));
+    arguments
+}
+
+/// Deletes the model's queues, and those of its retries as far as the broker lists them.
+pub(super) async fn remove(link: &Link, model: &ModelName) -> Result<()> {
+    let mut queues: Vec<String> = Lane::ALL.iter().map(|lane| names::lane_queue(model, *lane)).collect();
+    queues.push(names::retried_queue(model));
+    if let Ok(listed) = manage::queues(link).await {
+        queues.extend(listed.into_iter().filter(|queue| names::is_of_model(queue, model)));
+    }
+    let channel = link.channel().await?;
+    for queue in queues {
+        // Deleting what is not there is fine.
+        let deleted = channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await;
+        deleted.map_err(|error| other(format!("deleting queue `{queue}`"), error))?;
+    }
+    Ok(())
+}
+
+pub(super) async fn list(link: &Link) -> Result<Vec<ModelName>> {
+    let mut models: Vec<_> =
+        manage::queues(link).await?.iter().filter_map(|queue| names::model_of_queue(queue)).collect();
+    models.sort();
+    Ok(models)
+}
+
+/// How many messages wait in a queue; `None` if there is no such queue.
+pub(super) async fn waiting(link: &Link, queue: &str) -> Result<Option<u64>> {
+    // A channel of its own: asking for what is not there closes it.
+    let channel = link.channel().await?;
+    let options = QueueDeclareOptions { passive: true, ..Default::default() };
+    let counted = match channel.queue_declare(queue.into(), options, FieldTable::default()).await {
+        Ok(found) => Ok(Some(u64::from(found.message_count()))),
+        Err(error) if is_not_found(&error) => Ok(None),
+        Err(error) => Err(other(format!("looking at queue `{queue}`"), error)),
+    };
+    let _ = channel.close(200, "done".into()).await;
+    counted
+}

@@ -1,0 +1,227 @@
+//! Answers: to a live caller's inbox, or into the stream of a job's durable results.
+
+use std::collections::HashSet;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use lapin::message::Delivery as Message;
+use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, Consumer};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tracing::warn;
+
+use sluice_core::broker::{BrokerError, Replied, Replies, Reply, Result};
+use sluice_core::{JobId, ReplyTo, RequestId};
+
+use super::connect::Link;
+use super::error::other;
+use super::publish::{Published, stored as publish};
+use super::{headers, names, queue, stream};
+
+const PAUSE: Duration = Duration::from_millis(200);
+/// Messages that have come and nobody has asked for.
+const BUFFERED: usize = 1024;
+
+pub(super) async fn send(link: &Link, to: &ReplyTo, reply: &Reply) -> Result<Replied> {
+    let largest = link.options.largest_message;
+    if reply.body.len() as u64 > largest {
+        let limit = format!("`broker.largest_message` is {largest} bytes");
+        return Err(BrokerError::TooLarge { size: reply.body.len(), limit });
+    }
+    match to {
+        ReplyTo::Inbox(address) => {
+            if !address.starts_with(names::INBOX_PREFIX) || address.contains(['*', '#', ' ', '\t', '\r', '\n']) {
+                return Err(BrokerError::Unusable(format!("`{address}` is not an inbox of this broker")));
+            }
+            let channel = link.telling().await?;
+            let properties = headers::of_reply(reply).with_delivery_mode(1);
+            let options = BasicPublishOptions::default();
+            let sent =
+                channel.basic_publish(names::INBOXES.into(), address.as_str().into(), options, &reply.body, properties);
+            sent.await.map_err(|error| other("answering", error))?;
+            Ok(Replied::Sent)
+        }
+        ReplyTo::Results(job) => store(link, job, reply).await,
+    }
+}
+
+async fn store(link: &Link, job: &JobId, reply: &Reply) -> Result<Replied> {
+    let queue = names::results_queue(job);
+    let publish = || publish(link, names::RESULTS, &queue, &reply.body, headers::of_reply(reply), "storing a result");
+    let published = match publish().await? {
+        // The job's first.
+        Published::Unroutable => {
+            ensure_results(link, &queue).await?;
+            publish().await?
+        }
+        published => published,
+    };
+    match published {
+        Published::Stored => Ok(Replied::Sent),
+        _ => Err(BrokerError::TimedOut(format!("storing a result: queue `{queue}` does not take it"))),
+    }
+}
+
+async fn ensure_results(link: &Link, name: &str) -> Result<()> {
+    if link.results.lock().unwrap_or_else(PoisonError::into_inner).contains(name) {
+        return Ok(());
+    }
+    queue::ensure_exchanges(link).await?;
+    let channel = link.channel().await?;
+    queue::declare(&channel, names::RESULTS, name, queue::stream(link.options.results_kept)).await?;
+    link.results.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+    Ok(())
+}
+
+/// A queue that lives as long as its connection, and is made anew under the same address: at once, not only when somebody
+/// asks for the next message.
+pub(super) struct Listener {
+    messages: mpsc::Receiver<Result<Message>>,
+    task: JoinHandle<()>,
+}
+
+impl Listener {
+    pub(super) async fn start(link: &Arc<Link>, exchange: &'static str, key: String) -> Result<Self> {
+        queue::ensure_exchanges(link).await?;
+        let mut open = listen(link, exchange, &key).await?;
+        let link = Arc::clone(link);
+        let (sender, messages) = mpsc::channel(BUFFERED);
+        let task = tokio::spawn(async move {
+            loop {
+                while let Some(Ok(message)) = open.1.next().await {
+                    if sender.send(Ok(message)).await.is_err() {
+                        return;
+                    }
+                }
+                open = loop {
+                    match listen(&link, exchange, &key).await {
+                        Ok(open) => break open,
+                        Err(error @ BrokerError::Denied(_)) => {
+                            let _ = sender.send(Err(error)).await;
+                            return;
+                        }
+                        Err(_) => tokio::time::sleep(PAUSE).await,
+                    }
+                };
+            }
+        });
+        Ok(Self { messages, task })
+    }
+
+    /// The next message; waits through outages.
+    pub(super) async fn next(&mut self) -> Result<Message> {
+        let ended = || Err(BrokerError::Unusable("this address is no longer listened to".into()));
+        self.messages.recv().await.unwrap_or_else(ended)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn listen(link: &Link, exchange: &str, key: &str) -> Result<(Channel, Consumer)> {
+    let failed = |error| other("listening", error);
+    let channel = link.channel().await?;
+    let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
+    let queue = channel.queue_declare("".into(), options, FieldTable::default()).await.map_err(failed)?;
+    queue::bind(&channel, exchange, queue.name().as_str(), key).await?;
+    let options = BasicConsumeOptions { no_ack: true, exclusive: true, ..Default::default() };
+    let consumer = channel.basic_consume(queue.name().clone(), "".into(), options, FieldTable::default()).await;
+    Ok((channel, consumer.map_err(failed)?))
+}
+
+pub(super) struct Inbox {
+    address: String,
+    listener: Listener,
+}
+
+pub(super) async fn inbox(link: &Arc<Link>) -> Result<Inbox> {
+    let address = names::new_inbox();
+    let listener = Listener::start(link, names::INBOXES, address.clone()).await?;
+    Ok(Inbox { address, listener })
+}
+
+#[async_trait]
+impl Replies for Inbox {
+    fn reply_to(&self) -> ReplyTo {
+        ReplyTo::Inbox(self.address.clone())
+    }
+
+    async fn next(&mut self) -> Result<Reply> {
+        loop {
+            let message = self.listener.next().await?;
+            match headers::to_reply(&message.properties, message.data) {
+                Some(reply) => return Ok(reply),
+                None => warn!("something that is not an answer came to an inbox; it was passed over"),
+            }
+        }
+    }
+}
+
+pub(super) struct Results {
+    link: Arc<Link>,
+    job: JobId,
+    reader: Option<stream::Reader>,
+    /// The place of the next one.
+    next: u64,
+    /// RabbitMQ stores a second result as well; the first stands.
+    seen: HashSet<RequestId>,
+}
+
+pub(super) async fn results(link: &Arc<Link>, job: &JobId) -> Result<Results> {
+    ensure_results(link, &names::results_queue(job)).await?;
+    Ok(Results { link: Arc::clone(link), job: job.clone(), reader: None, next: 0, seen: HashSet::new() })
+}
+
+#[async_trait]
+impl Replies for Results {
+    fn reply_to(&self) -> ReplyTo {
+        ReplyTo::Results(self.job.clone())
+    }
+
+    async fn next(&mut self) -> Result<Reply> {
+        loop {
+            let Some(reader) = &mut self.reader else {
+                match stream::Reader::open(&self.link, &names::results_queue(&self.job), self.next).await {
+                    Ok(reader) => self.reader = Some(reader),
+                    Err(error @ BrokerError::Denied(_)) => return Err(error),
+                    Err(_) => tokio::time::sleep(PAUSE).await,
+                }
+                continue;
+            };
+            let Some(stream::Entry { offset, delivery }) = reader.next().await else {
+                self.reader = None;
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            };
+            // A stream is read from the chunk that holds the place.
+            if offset < self.next {
+                continue;
+            }
+            self.next = offset + 1;
+            if let Some(reply) = headers::to_reply(&delivery.properties, delivery.data)
+                && self.seen.insert(reply.id.clone())
+            {
+                return Ok(reply);
+            }
+        }
+    }
+}
+
+pub(super) async fn stored(link: &Link, job: &JobId, id: &RequestId) -> Result<Option<Reply>> {
+    let mut found = None;
+    stream::scan(link, &names::results_queue(job), |entry| {
+        if headers::text_of(&entry.delivery.properties, sluice_core::envelope::ID).as_deref() == Some(id.as_str()) {
+            found = headers::to_reply(&entry.delivery.properties, entry.delivery.data);
+        }
+        found.is_some()
+    })
+    .await?;
+    Ok(found)
+}

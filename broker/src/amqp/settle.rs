@@ -1,0 +1,117 @@
+//! Ending a delivery.
+//!
+//! RabbitMQ raises its delivery count whenever a message goes back, and headers cannot be changed in place. So a
+//! retry and a give-back are published anew with what is charged in a header, confirmed, and only then is the original
+//! acknowledged. That loses the place in the queue.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use lapin::BasicProperties;
+use lapin::options::{BasicAckOptions, BasicNackOptions};
+use lapin::{Acker, Channel};
+use tracing::debug;
+
+use sluice_core::broker::{BrokerError, Death, Hold, Result, Settlement};
+use sluice_core::{Lane, ModelName};
+
+use super::connect::Link;
+use super::error::other;
+use super::publish::{Published, stored};
+use super::{dead, headers, names, queue};
+
+pub(super) struct AmqpHold {
+    pub link: Arc<Link>,
+    pub model: ModelName,
+    pub lane: Lane,
+    pub unsettled: Arc<AtomicUsize>,
+    /// A channel is closed when nobody has it any more, and what came by it can be settled on no other.
+    pub _channel: Option<Channel>,
+    /// `None` once it is settled.
+    pub acker: Option<Acker>,
+    pub properties: BasicProperties,
+    pub body: Bytes,
+    pub charged: u32,
+}
+
+#[async_trait]
+impl Hold for AmqpHold {
+    async fn settle(mut self: Box<Self>, settlement: Settlement) -> Result<()> {
+        match settlement {
+            Settlement::Done => {}
+            Settlement::Retry(after) if after.is_zero() => self.publish_anew(self.charged + 1).await?,
+            Settlement::Retry(after) => self.publish_later(after).await?,
+            Settlement::GiveBack => self.publish_anew(self.charged).await?,
+            Settlement::Dead(death) => self.bury(&death).await?,
+        }
+        self.acknowledge().await
+    }
+}
+
+impl AmqpHold {
+    async fn acknowledge(&mut self) -> Result<()> {
+        let Some(acker) = self.acker.take() else { return Ok(()) };
+        // A tag means nothing on any channel but its own: if that is gone, the broker delivers the request again.
+        match acker.ack(BasicAckOptions::default()).await {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                Err(BrokerError::TimedOut("settling a request: the connection that it came by is gone".into()))
+            }
+            Err(error) => Err(other("settling a request", error)),
+        }
+    }
+
+    async fn publish_anew(&self, charged: u32) -> Result<()> {
+        let properties = headers::again(&self.properties, self.lane, charged);
+        let queue = names::retried_queue(&self.model);
+        match stored(&self.link, names::WORK, &queue, &self.body, properties, "handing back a request").await? {
+            Published::Stored => Ok(()),
+            _ => {
+                Err(BrokerError::Unusable(format!("a request cannot be handed back: queue `{queue}` is gone or full")))
+            }
+        }
+    }
+
+    async fn publish_later(&self, after: Duration) -> Result<()> {
+        let properties = headers::again(&self.properties, self.lane, self.charged + 1);
+        let queue = names::retry_queue(&self.model, after);
+        let what = "retrying a request later";
+        let publish = || stored(&self.link, names::WORK, &queue, &self.body, properties.clone(), what);
+        let published = match publish().await? {
+            // The first retry after this delay.
+            Published::Unroutable => {
+                let channel = self.link.channel().await?;
+                queue::declare(&channel, names::WORK, &queue, queue::retry(&self.model, after)).await?;
+                publish().await?
+            }
+            published => published,
+        };
+        match published {
+            Published::Stored => Ok(()),
+            _ => Err(BrokerError::Unusable(format!("a request cannot be retried: queue `{queue}` does not take it"))),
+        }
+    }
+
+    async fn bury(&self, death: &Death) -> Result<()> {
+        dead::store(&self.link, &self.model, &self.properties, &self.body, death).await
+    }
+}
+
+impl Drop for AmqpHold {
+    fn drop(&mut self) {
+        self.unsettled.fetch_sub(1, Ordering::AcqRel);
+        let Some(acker) = self.acker.take() else { return };
+        // Nobody settled it. RabbitMQ would wait for as long as the connection lives: send it back, which charges it.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                let options = BasicNackOptions { requeue: true, ..Default::default() };
+                if let Err(error) = acker.nack(options).await {
+                    debug!(%error, "a request that was not settled comes back with its connection's end");
+                }
+            });
+        }
+    }
+}

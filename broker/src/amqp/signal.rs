@@ -1,0 +1,80 @@
+//! Control messages by a topic exchange: at most once, only to those who listen now.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use lapin::BasicProperties;
+use lapin::options::BasicPublishOptions;
+
+use sluice_core::broker::{Answer, Result, Signal, Signals};
+
+use super::connect::Link;
+use super::error::other;
+use super::publish::{Published, stored};
+use super::reply::Listener;
+use super::{names, queue};
+
+pub(super) async fn send(link: &Link, topic: &str, payload: Bytes) -> Result<()> {
+    tell(link, names::CONTROL, topic, &payload, BasicProperties::default()).await
+}
+
+async fn tell(link: &Link, exchange: &str, key: &str, payload: &[u8], properties: BasicProperties) -> Result<()> {
+    let channel = link.telling().await?;
+    let sent =
+        channel.basic_publish(exchange.into(), key.into(), BasicPublishOptions::default(), payload, properties).await;
+    sent.map_err(|error| other(format!("signalling `{key}`"), error))?;
+    Ok(())
+}
+
+pub(super) async fn listen(link: &Arc<Link>, topic: &str) -> Result<AmqpSignals> {
+    let listener = Listener::start(link, names::CONTROL, topic.to_owned()).await?;
+    Ok(AmqpSignals { link: Arc::clone(link), listener })
+}
+
+pub(super) async fn ask(link: &Arc<Link>, topic: &str, payload: Bytes, limit: Duration) -> Result<Option<Bytes>> {
+    queue::ensure_exchanges(link).await?;
+    let address = names::new_inbox();
+    let mut answers = Listener::start(link, names::INBOXES, address.clone()).await?;
+    let properties = BasicProperties::default().with_reply_to(address.into());
+    match stored(link, names::CONTROL, topic, &payload, properties, &format!("asking `{topic}`")).await? {
+        Published::Stored => {}
+        // Nobody listens.
+        Published::Unroutable | Published::Refused => return Ok(None),
+    }
+    match tokio::time::timeout(limit, answers.next()).await {
+        Ok(answer) => Ok(Some(answer?.data.into())),
+        Err(_) => Ok(None),
+    }
+}
+
+pub(super) struct AmqpSignals {
+    link: Arc<Link>,
+    listener: Listener,
+}
+
+#[async_trait]
+impl Signals for AmqpSignals {
+    async fn next(&mut self) -> Result<Signal> {
+        let message = self.listener.next().await?;
+        let answer = message
+            .properties
+            .reply_to()
+            .as_ref()
+            .map(|to| Box::new(AmqpAnswer { link: Arc::clone(&self.link), to: to.to_string() }) as Box<dyn Answer>);
+        Ok(Signal { payload: message.data.into(), answer })
+    }
+}
+
+struct AmqpAnswer {
+    link: Arc<Link>,
+    to: String,
+}
+
+#[async_trait]
+impl Answer for AmqpAnswer {
+    async fn send(self: Box<Self>, payload: Bytes) -> Result<()> {
+        tell(&self.link, names::INBOXES, &self.to, &payload, BasicProperties::default()).await
+    }
+}

@@ -1,0 +1,111 @@
+//! A RabbitMQ of one's own: on free loopback ports, storing below a folder, stopped when dropped.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::process::{Service, free_port, wait_for_port};
+
+/// An Erlang machine takes its time.
+const START: Duration = Duration::from_secs(90);
+const STOP: Duration = Duration::from_secs(60);
+
+/// A RabbitMQ started with `broker-config/rabbitmq/dev.conf`, and the port mapper that Erlang wants beside it.
+pub struct RabbitServer {
+    // Dropped in this order.
+    service: Option<Service>,
+    mapper: Option<Service>,
+    binary: PathBuf,
+    folder: PathBuf,
+    ports: Ports,
+}
+
+struct Ports {
+    amqp: u16,
+    management: u16,
+    distribution: u16,
+    mapper: u16,
+}
+
+impl RabbitServer {
+    /// Starts it.
+    pub fn start(folder: &Path) -> Result<Self> {
+        let mut server = Self::prepare(folder)?;
+        server.restart()?;
+        Ok(server)
+    }
+
+    /// Chooses the ports and the folder, and does not start yet.
+    pub fn prepare(folder: &Path) -> Result<Self> {
+        let ports =
+            Ports { amqp: free_port()?, management: free_port()?, distribution: free_port()?, mapper: free_port()? };
+        let binary = crate::setup::rabbitmq_server()?;
+        Ok(Self { service: None, mapper: None, binary, folder: folder.into(), ports })
+    }
+
+    /// Starts it again on the same ports and store.
+    pub fn restart(&mut self) -> Result<()> {
+        let Ports { amqp, management, distribution, mapper } = &self.ports;
+        if self.mapper.is_none() {
+            let mut command = Command::new("epmd");
+            command.args(["-address", "127.0.0.1", "-port", &mapper.to_string()]);
+            let mut service = Service::start("epmd", &mut command, &self.folder)?;
+            wait_for_port(&mut service, *mapper, START)?;
+            self.mapper = Some(service);
+        }
+        let config = crate::root().join("broker-config/rabbitmq");
+        let arguments = format!(
+            "-kernel inet_dist_use_interface {{127,0,0,1}} -rabbitmq_management tcp_config [{{port,{management}}},{{ip,\"127.0.0.1\"}}]"
+        );
+        let mut command = Command::new(&self.binary);
+        // Where it would leave its crash files.
+        command.current_dir(&self.folder);
+        command
+            // The server replaces the script then, and gets the signals itself.
+            .env("RUNNING_UNDER_SYSTEMD", "true")
+            .env("HOME", &self.folder)
+            .env("ERL_EPMD_ADDRESS", "127.0.0.1")
+            .env("ERL_EPMD_PORT", mapper.to_string())
+            .env("RABBITMQ_NODENAME", "sluice@localhost")
+            .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
+            .env("RABBITMQ_NODE_PORT", amqp.to_string())
+            .env("RABBITMQ_DIST_PORT", distribution.to_string())
+            .env("RABBITMQ_MNESIA_BASE", self.folder.join("rabbitmq"))
+            .env("RABBITMQ_LOG_BASE", self.folder.join("rabbitmq-log"))
+            .env("RABBITMQ_PID_FILE", self.folder.join("rabbitmq.pid"))
+            .env("RABBITMQ_CONFIG_FILE", config.join("dev.conf"))
+            .env("RABBITMQ_ENABLED_PLUGINS_FILE", config.join("enabled_plugins"))
+            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", arguments);
+        let mut service = Service::start("rabbitmq", &mut command, &self.folder)?;
+        // The management API comes up before the queues can be reached, or after: both are needed.
+        wait_for_port(&mut service, *amqp, START)?;
+        wait_for_port(&mut service, *management, START)?;
+        self.service = Some(service);
+        Ok(())
+    }
+
+    /// Stops it as an operator would, and waits.
+    pub fn stop(&mut self) -> Result<()> {
+        match self.service.take() {
+            Some(mut service) => service.stop(STOP).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends it without warning.
+    pub fn kill(&mut self) {
+        self.service = None;
+    }
+
+    /// The URL that clients connect to, up to the virtual host.
+    pub fn url(&self) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{}", self.ports.amqp)
+    }
+
+    /// The management API.
+    pub fn management(&self) -> String {
+        format!("http://guest:guest@127.0.0.1:{}", self.ports.management)
+    }
+}
