@@ -4,6 +4,7 @@
 mod amqp;
 mod nats;
 mod options;
+mod turns;
 
 use std::sync::Arc;
 

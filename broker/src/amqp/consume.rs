@@ -22,6 +22,7 @@ use super::error::{is_not_found, other};
 use super::settle::AmqpHold;
 use super::share::{self, SOURCES};
 use super::{headers, names};
+use crate::turns::Turns;
 
 /// The pause before a lost channel is made anew.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -47,7 +48,7 @@ pub(super) struct AmqpConsumer {
     /// `None` until it is made, and after it was lost.
     channel: Option<Channel>,
     sources: [Source; SOURCES],
-    turns: share::Turns,
+    turns: Turns<SOURCES>,
     /// When the credit was last divided.
     divided: Instant,
 }
@@ -75,7 +76,7 @@ pub(super) async fn open(link: &Arc<Link>, model: &ModelName, credit: usize) -> 
         credit,
         channel: None,
         sources: Default::default(),
-        turns: share::Turns::default(),
+        turns: Turns::new(share::WEIGHT),
         divided: Instant::now(),
     };
     // A broker that has just started needs a moment until its queues have leaders.

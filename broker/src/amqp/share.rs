@@ -1,4 +1,4 @@
-//! How a credit is divided among the lanes, and whose turn it is: pure functions. RabbitMQ's prefetch is set per
+//! How a credit is divided among the lanes: a pure function. RabbitMQ's prefetch is set per
 //! consumer when it begins, so each lane has a share of its own.
 
 /// What requests come by: the three lanes, and retries.
@@ -8,7 +8,7 @@ const BUSY: [usize; SOURCES] = [10, 4, 1, 1];
 /// An idle source gets one in so many, so that a first request in it is delivered at once.
 const IDLE: usize = 16;
 /// Turns, while each has something.
-const WEIGHT: [i64; SOURCES] = [12, 3, 1, 3];
+pub(super) const WEIGHT: [i64; SOURCES] = [12, 3, 1, 3];
 
 /// What each source may hold: a busy one, which holds all that it may, gets what the idle ones leave. If all are idle, the
 /// normal lane counts as busy: requests come there first.
@@ -30,25 +30,6 @@ pub(super) fn drifted(is: usize, should: usize) -> bool {
     is >= 2 * should || should >= 2 * is
 }
 
-/// Smooth weighted round robin: whoever waits gains its weight, whoever is served pays for all.
-#[derive(Default)]
-pub(super) struct Turns([i64; SOURCES]);
-
-impl Turns {
-    /// The next source among those that have something.
-    pub(super) fn next(&mut self, has: [bool; SOURCES]) -> Option<usize> {
-        let mut total = 0;
-        for source in (0..SOURCES).filter(|source| has[*source]) {
-            self.0[source] += WEIGHT[source];
-            total += WEIGHT[source];
-        }
-        let chosen =
-            (0..SOURCES).filter(|source| has[*source]).max_by_key(|source| (self.0[*source], SOURCES - source))?;
-        self.0[chosen] -= total;
-        Some(chosen)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -63,34 +44,12 @@ mod tests {
         assert_eq!(divide(1, [false; 4]), [1, 1, 1, 1]);
     }
 
-    #[test]
-    fn the_high_lane_has_most_turns_and_none_has_none() {
-        let mut turns = Turns::default();
-        let mut got = [0; SOURCES];
-        for _ in 0..190 {
-            got[turns.next([true; SOURCES]).expect("all have something")] += 1;
-        }
-        assert_eq!(got, [120, 30, 10, 30]);
-        assert_eq!(turns.next([false; SOURCES]), None);
-    }
-
     proptest! {
         #[test]
         fn the_credit_is_not_exceeded_but_for_one_each(credit in 4_usize..60_000, busy in prop::array::uniform4(any::<bool>())) {
             let shares = divide(credit, busy);
             let at_least_one = shares.iter().filter(|share| **share == 1).count();
             prop_assert!(shares.iter().sum::<usize>() <= credit.max(SOURCES) + at_least_one, "{shares:?}");
-        }
-
-        #[test]
-        fn only_a_source_that_has_something_gets_a_turn(has in prop::collection::vec(prop::array::uniform4(any::<bool>()), 1..50)) {
-            let mut turns = Turns::default();
-            for has in has {
-                match turns.next(has) {
-                    Some(source) => prop_assert!(has[source]),
-                    None => prop_assert!(!has.contains(&true)),
-                }
-            }
         }
     }
 }

@@ -4,6 +4,7 @@
 //! Not the client's `stream()`, which re-pulls whatever is settled or not, nor its `fetch()`, which can lose a
 //! wake-up: plain pull requests, counted here.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -22,6 +23,7 @@ use super::error::other;
 use super::pull::{self, LaneState};
 use super::settle::{Ack, NatsHold, Settling};
 use super::{Nats, headers, names, queue};
+use crate::turns::Turns;
 
 /// How long the server keeps a standing order. An order cannot be taken back: unsubscribing its inbox would lose what is
 /// on its way, since the client forgets a subscription before the server does. So orders are short-lived, and one that
@@ -58,8 +60,11 @@ pub(super) struct NatsConsumer {
     unsettled: Arc<Unsettled>,
     /// Orders not sent yet: sending one can be interrupted, forgetting one cannot be allowed.
     outbox: Vec<(Lane, usize, Mode)>,
-    /// A request that was received and not handed out: if it is a redelivered one, its waivers are looked up first.
-    parked: Option<Parked>,
+    /// Received and not handed out.
+    arrived: [VecDeque<Arrived>; 3],
+    turns: Turns<3>,
+    /// The one to be handed out next: if it is a redelivered one, its waivers are looked up first.
+    chosen: Option<Arrived>,
     connection: watch::Receiver<u64>,
     /// When the last order of each lane was sent.
     ordered: [Instant; 3],
@@ -69,7 +74,7 @@ pub(super) struct NatsConsumer {
     broken: Option<String>,
 }
 
-struct Parked {
+struct Arrived {
     message: Message,
     ack: Ack,
     lane: Lane,
@@ -114,7 +119,9 @@ pub(super) async fn open(nats: &Nats, model: &ModelName, credit: usize) -> Resul
         lanes: Default::default(),
         unsettled: Arc::default(),
         outbox: Vec::new(),
-        parked: None,
+        arrived: Default::default(),
+        turns: Turns::new(pull::TURNS),
+        chosen: None,
         connection,
         ordered: [Instant::now(); 3],
         look: tokio::time::interval(Duration::from_secs(1)),
@@ -144,17 +151,21 @@ impl Inbox {
 impl Consumer for NatsConsumer {
     async fn next(&mut self) -> Result<Delivery> {
         loop {
-            if let Some(delivery) = self.unpark().await? {
+            if self.broken.is_none() {
+                self.order().await?;
+            }
+            self.take_in();
+            if let Some(delivery) = self.hand_out().await? {
                 return Ok(delivery);
             }
             if self.broken.is_some() {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 self.start_over().await?;
+                continue;
             }
-            self.order().await?;
             tokio::select! {
                 biased;
-                Some((_, message)) = from(&mut self.former) => drop(self.park(message)),
+                Some((_, message)) = from(&mut self.former) => drop(self.keep(message)),
                 message = self.inbox.next() => match message {
                     Some((mode, message)) => self.receive(mode, message),
                     None => return Err(other("receiving requests", "the connection was closed")),
@@ -171,13 +182,11 @@ impl Consumer for NatsConsumer {
     }
 
     fn ready(&mut self) -> Option<Delivery> {
-        while self.parked.is_none() {
-            let (mode, message) = self.inbox.next().now_or_never()??;
-            self.receive(mode, message);
-        }
+        self.take_in();
+        self.choose();
         // A redelivered one takes a look at its waivers.
-        let parked = self.parked.take_if(|parked| parked.ack.delivered == 1)?;
-        Some(self.deliver(parked, 0))
+        let chosen = self.chosen.take_if(|chosen| chosen.ack.delivered == 1)?;
+        Some(self.deliver(chosen, 0))
     }
 
     fn set_credit(&mut self, credit: usize) {
@@ -188,15 +197,18 @@ impl Consumer for NatsConsumer {
         // Unsubscribing cancels the orders; what was on its way still arrives before the subscription ends.
         let deadline = Instant::now() + 2 * ORDER_EXPIRES;
         loop {
-            if let Some(parked) = self.parked.take() {
+            self.take_in();
+            self.choose();
+            while let Some(chosen) = self.chosen.take() {
                 // Reading how often it was given back costs one call, in a rare case.
-                let waived = match parked.ack.delivered {
+                let waived = match chosen.ack.delivered {
                     1 => 0,
-                    _ => self.settling.waived(parked.ack.sequence).await.unwrap_or(0),
+                    _ => self.settling.waived(chosen.ack.sequence).await.unwrap_or(0),
                 };
-                if let Err(error) = self.deliver(parked, waived).hold.settle(Settlement::GiveBack).await {
+                if let Err(error) = self.deliver(chosen, waived).hold.settle(Settlement::GiveBack).await {
                     warn!(model = %self.model, %error, "could not give back a request; the broker redelivers it later");
                 }
+                self.choose();
             }
             let on_order: usize = self.lanes.iter().map(LaneState::asked).sum();
             if on_order == 0 || self.broken.is_some() {
@@ -269,20 +281,28 @@ impl NatsConsumer {
         }
     }
 
-    /// Parks a request and returns its lane; anything else is handed back.
-    fn park(&mut self, message: Message) -> std::result::Result<Lane, Message> {
+    /// Keeps a request until its turn and returns its lane; anything else is handed back.
+    fn keep(&mut self, message: Message) -> std::result::Result<Lane, Message> {
         let (Some(lane), Some(ack)) = (names::lane_of(&message.subject), Ack::parse(&message)) else {
             return Err(message);
         };
         // Counted here, before anything can interrupt the way to a hold.
         self.unsettled.lanes[lane.index()].fetch_add(1, Ordering::AcqRel);
-        self.parked = Some(Parked { message, ack, lane });
+        self.lanes[lane.index()].pending = ack.pending;
+        self.arrived[lane.index()].push_back(Arrived { message, ack, lane });
         Ok(lane)
     }
 
-    /// Takes in what came: a request is parked, a status corrects the count.
+    /// Takes in all that has come, without waiting.
+    fn take_in(&mut self) {
+        while let Some(Some((mode, message))) = self.inbox.next().now_or_never() {
+            self.receive(mode, message);
+        }
+    }
+
+    /// Takes in what came: a request is kept until its turn, a status corrects the count.
     fn receive(&mut self, mode: Mode, message: Message) {
-        let message = match self.park(message) {
+        let message = match self.keep(message) {
             Ok(lane) => {
                 let asked = self.asked(mode, lane);
                 *asked = asked.saturating_sub(1);
@@ -314,20 +334,28 @@ impl NatsConsumer {
         }
     }
 
-    /// The parked request as a delivery.
-    async fn unpark(&mut self) -> Result<Option<Delivery>> {
-        let Some(parked) = &self.parked else { return Ok(None) };
-        let waived = match parked.ack.delivered {
-            1 => 0,
-            _ => self.settling.waived(parked.ack.sequence).await?,
-        };
-        Ok(self.parked.take().map(|parked| self.deliver(parked, waived)))
+    /// Chooses whose turn it is, unless one was chosen and not handed out yet.
+    fn choose(&mut self) {
+        if self.chosen.is_none() {
+            let lane = self.turns.next(self.arrived.each_ref().map(|lane| !lane.is_empty()));
+            self.chosen = lane.and_then(|lane| self.arrived[lane].pop_front());
+        }
     }
 
-    fn deliver(&mut self, parked: Parked, waived: u32) -> Delivery {
-        let Parked { message, ack, lane } = parked;
+    /// What is next, as a delivery.
+    async fn hand_out(&mut self) -> Result<Option<Delivery>> {
+        self.choose();
+        let Some(chosen) = &self.chosen else { return Ok(None) };
+        let waived = match chosen.ack.delivered {
+            1 => 0,
+            _ => self.settling.waived(chosen.ack.sequence).await?,
+        };
+        Ok(self.chosen.take().map(|chosen| self.deliver(chosen, waived)))
+    }
+
+    fn deliver(&mut self, arrived: Arrived, waived: u32) -> Delivery {
+        let Arrived { message, ack, lane } = arrived;
         trace!(model = %self.model, sequence = ack.sequence, delivered = ack.delivered, waived, "delivered");
-        self.lanes[lane.index()].pending = ack.pending;
         let headers = message.headers.iter().flat_map(headers::pairs);
         let envelope = Envelope::read(lane, headers);
         Delivery {

@@ -37,6 +37,8 @@ const STANDING: [usize; 3] = [2, 4, 1];
 const STANDING_MOST: [usize; 3] = [16, 64, 8];
 /// Shares in which lanes with a backlog divide the rest.
 const WEIGHT: [usize; 3] = [12, 3, 1];
+/// Turns at being handed out, while each lane has something.
+pub(super) const TURNS: [i64; 3] = [12, 3, 1];
 
 /// The least credit that lets every lane have an order: less is raised to this.
 pub(super) const LEAST_CREDIT: usize = 3;
@@ -48,12 +50,19 @@ pub(super) fn plan(credit: usize, lanes: &[LaneState; 3]) -> [Order; 3] {
     let left_over: usize =
         lanes.iter().enumerate().map(|(index, lane)| lane.standing.saturating_sub(standing(credit, index))).sum();
     let mut free = (credit + left_over).saturating_sub(used);
+    let shares = shares(credit, lanes);
+    // What a lane may still ask for: a busy one up to its share, an idle one its standing order whatever it holds.
+    let room = |index: usize, order: &Order| {
+        let lane = &lanes[index];
+        let held = if is_busy(lane) { lane.backlog + lane.unsettled } else { 0 };
+        shares[index].saturating_sub(held + lane.standing + order.standing)
+    };
     let mut orders = [Order::default(); 3];
     // A lane without an order is deaf: first one order each, and where it does not suffice, to those that have work.
     let mut urgency = [0, 1, 2];
     urgency.sort_by_key(|index| lanes[*index].pending == 0);
     for index in urgency {
-        if lanes[index].standing == 0 && free > 0 {
+        if lanes[index].standing == 0 && room(index, &orders[index]) > 0 && free > 0 {
             orders[index].standing = 1;
             free -= 1;
         }
@@ -63,37 +72,45 @@ pub(super) fn plan(credit: usize, lanes: &[LaneState; 3]) -> [Order; 3] {
         // Top up at half, not at each delivery.
         if lane.standing <= standing / 2 {
             let missing = (standing - lane.standing).saturating_sub(orders[index].standing);
-            if worth(missing.min(free), missing) {
-                orders[index].standing += missing.min(free);
-                free -= missing.min(free);
+            let order = missing.min(room(index, &orders[index])).min(free);
+            if worth(order, missing) {
+                orders[index].standing += order;
+                free -= order;
             }
         }
     }
-    let wanting = |index: usize, orders: &[Order; 3]| {
-        let lane = &lanes[index];
+    for (index, lane) in lanes.iter().enumerate() {
         // One at a time: the broker's word that there is no more then ends exactly that one.
-        if lane.backlog > 0 {
-            return 0;
-        }
-        let on_order = lane.standing + orders[index].standing;
-        usize::try_from(lane.pending).unwrap_or(usize::MAX).saturating_sub(on_order)
-    };
-    let weights: usize = (0..3).filter(|index| wanting(*index, &orders) > 0).map(|index| WEIGHT[index]).sum();
-    let shared = free;
-    for index in 0..3 {
-        let want = wanting(index, &orders);
-        if want == 0 || weights == 0 {
+        if !is_busy(lane) || lane.backlog > 0 {
             continue;
         }
-        // At least one each while there is any, the rest by weight; rounding up favours the urgent lane, which is first.
-        let share = (shared * WEIGHT[index]).div_ceil(weights).min(free);
-        let order = share.min(want);
-        if worth(order, credit * WEIGHT[index] / 16) || lanes[index].standing + orders[index].standing == 0 {
+        let on_order = lane.standing + orders[index].standing;
+        let waiting = usize::try_from(lane.pending).unwrap_or(usize::MAX).saturating_sub(on_order);
+        let order = room(index, &orders[index]).min(waiting).min(free);
+        if worth(order, shares[index].saturating_sub(standing(credit, index))) || on_order == 0 {
             orders[index].backlog = order;
             free -= order;
         }
     }
     orders
+}
+
+/// More waits than comes by standing orders, or did when the order that is out was sent.
+fn is_busy(lane: &LaneState) -> bool {
+    lane.backlog > 0 || usize::try_from(lane.pending).unwrap_or(usize::MAX) > lane.standing
+}
+
+/// How the credit is divided: idle lanes keep their standing orders, busy ones share the rest by weight, whether or not their
+/// orders are out: the others would take what is theirs meanwhile.
+fn shares(credit: usize, lanes: &[LaneState; 3]) -> [usize; 3] {
+    let busy = lanes.each_ref().map(is_busy);
+    let weights: usize = (0..3).filter(|index| busy[*index]).map(|index| WEIGHT[index]).sum();
+    let idle: usize = (0..3).filter(|index| !busy[*index]).map(|index| standing(credit, index)).sum();
+    [0, 1, 2].map(|index| match busy[index] {
+        // Rounded up, so that there is at least one for each.
+        true => (credit.saturating_sub(idle) * WEIGHT[index]).div_ceil(weights).max(1),
+        false => standing(credit, index),
+    })
 }
 
 /// What an idle lane keeps on order.
@@ -135,6 +152,13 @@ mod tests {
         let total = orders.map(|order| order.standing + order.backlog);
         assert_eq!(total.iter().sum::<usize>(), 64);
         assert!(total[0] > total[1] && total[1] > total[2] && total[2] > 0, "{total:?}");
+    }
+
+    #[test]
+    fn a_lane_whose_order_is_out_keeps_its_share() {
+        let high = LaneState { standing: 8, backlog: 20, unsettled: 0, pending: 1000 };
+        let orders = plan(64, &[high, lane(1, 11, 1000), lane(1, 3, 1000)]);
+        assert_eq!(orders, [Order::default(); 3]);
     }
 
     #[test]
