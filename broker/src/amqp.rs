@@ -15,6 +15,7 @@ mod reply;
 mod settle;
 mod share;
 mod signal;
+mod sources;
 mod stream;
 
 use std::sync::Arc;
@@ -24,8 +25,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use sluice_core::broker::{
-    Broker, Capabilities, Consumer, DeadLetter, LaneDepth, Leadership, QueueLimits, Receipt, Replied, Replies, Reply,
-    Result, Signals, Submission,
+    Broker, Capabilities, Consumer, DeadLetter, LaneDepth, Leadership, Limited, QueueLimits, Receipt, Replied, Replies,
+    Reply, Result, Signals, Submission,
 };
 use sluice_core::{JobId, ModelName, ReplyTo, RequestId};
 
@@ -55,7 +56,7 @@ impl Broker for Amqp {
         }
     }
 
-    async fn ensure_queue(&self, model: &ModelName, limits: &QueueLimits) -> Result<()> {
+    async fn ensure_queue(&self, model: &ModelName, limits: &QueueLimits) -> Result<Limited> {
         queue::ensure(&self.link, model, limits).await
     }
 

@@ -26,8 +26,8 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use sluice_core::broker::{
-    Broker, Capabilities, Consumer, DeadLetter, LaneDepth, Leadership, QueueLimits, Receipt, Replied, Replies, Reply,
-    Result, Signals, Submission,
+    Broker, Capabilities, Consumer, DeadLetter, LaneDepth, Leadership, Limited, QueueLimits, Receipt, Replied, Replies,
+    Reply, Result, Signals, Submission,
 };
 use sluice_core::{JobId, ModelName, ReplyTo, RequestId};
 
@@ -65,8 +65,9 @@ impl Broker for Nats {
         }
     }
 
-    async fn ensure_queue(&self, model: &ModelName, limits: &QueueLimits) -> Result<()> {
-        queue::ensure(self, model, limits).await
+    async fn ensure_queue(&self, model: &ModelName, limits: &QueueLimits) -> Result<Limited> {
+        queue::ensure(self, model, limits).await?;
+        Ok(Limited::AsAsked)
     }
 
     async fn remove_queue(&self, model: &ModelName) -> Result<()> {

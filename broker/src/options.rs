@@ -38,6 +38,7 @@ pub struct Options {
     #[serde(with = "humantime_serde")]
     pub dead_letters_kept: Duration,
     /// RabbitMQ's management API, `http://user:password@host:15672`: AMQP alone can neither list queues nor set their lengths.
+    /// By default it is looked for at the broker's host with its credentials, on port 15672 (`amqps`: https on 15671).
     pub management: Option<String>,
     /// The largest body in bytes that RabbitMQ takes (`max_message_size`): it tells nobody, and closes the channel.
     pub largest_message: u64,

@@ -93,6 +93,16 @@ pub struct QueueLimits {
     pub message_bytes: u64,
 }
 
+/// What became of a queue's limits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub enum Limited {
+    /// They hold.
+    AsAsked,
+    /// Those that the broker's operator has set hold instead, for this reason.
+    AsConfigured(String),
+}
+
 /// A request on its way to a queue.
 #[derive(Debug, Clone)]
 pub struct Submission {
@@ -358,7 +368,7 @@ pub trait Broker: Send + Sync {
     fn capabilities(&self) -> Capabilities;
 
     /// Creates a model's queue, or changes its limits in place. Idempotent.
-    async fn ensure_queue(&self, model: &ModelName, limits: &QueueLimits) -> Result<()>;
+    async fn ensure_queue(&self, model: &ModelName, limits: &QueueLimits) -> Result<Limited>;
 
     /// Removes a model's queue and what waits in it. Idempotent.
     async fn remove_queue(&self, model: &ModelName) -> Result<()>;

@@ -21,9 +21,20 @@ pub struct Arguments {
 
 #[derive(Args)]
 pub struct Global {
-    /// The message broker: nats://host:port, nats://user:password@host:port, or tls://...
-    #[arg(long, global = true, env = "SLUICE_BROKER", default_value = "nats://127.0.0.1:4222", value_name = "URL")]
+    /// The message broker: nats://user:password@host:port or tls://..., amqp://user:password@host:port/vhost or amqps://...
+    #[arg(
+        long,
+        global = true,
+        env = "SLUICE_BROKER",
+        hide_env_values = true,
+        default_value = "nats://127.0.0.1:4222",
+        value_name = "URL"
+    )]
     pub broker: String,
+    /// RabbitMQ's management API, such as http://user:password@host:15672, if it is not at the broker's host and the usual
+    /// port
+    #[arg(long, global = true, env = "SLUICE_MANAGEMENT", value_name = "URL", hide_env_values = true)]
+    pub management: Option<String>,
     /// A NATS credentials file
     #[arg(long, global = true, env = "SLUICE_CREDENTIALS", value_name = "FILE")]
     pub credentials: Option<PathBuf>,

@@ -14,6 +14,7 @@ pub async fn connect(global: &Global) -> Result<Arc<dyn Broker>> {
     let options = Options {
         credentials: global.credentials.clone(),
         tls_ca: global.tls_ca.clone(),
+        management: global.management.clone(),
         ..Options::new(&global.broker, "sluice (command line)")
     };
     sluice_broker::connect(&options).await.map_err(|error| match error {

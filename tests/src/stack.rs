@@ -12,7 +12,8 @@ use sluice_core::broker::{Broker, Replies, Reply, Submission};
 use sluice_core::codec::{self, ContentType};
 use sluice_core::{Datatype, Envelope, InferRequest, ModelName, Tensor};
 use tempfile::TempDir;
-use xtask::process::{NatsServer, Service};
+use xtask::broker::{Kind, Server};
+use xtask::process::Service;
 
 use crate::binaries;
 
@@ -25,9 +26,10 @@ const LOG: &str = "SLUICE_TEST_LOG";
 /// A broker and a folder.
 pub struct Stack {
     /// The broker's server.
-    pub server: NatsServer,
+    pub server: Server,
     folder: TempDir,
     started: usize,
+    admins: Vec<String>,
 }
 
 /// A worker process.
@@ -38,10 +40,16 @@ pub struct Worker {
 }
 
 impl Stack {
-    /// Starts a broker.
-    pub fn start() -> Result<Self> {
+    /// Starts a broker, or takes a part of one that the tests of a run share.
+    pub fn start(kind: Kind) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        Ok(Self { server: NatsServer::start("dev.conf", folder.path(), &[])?, folder, started: 0 })
+        Ok(Self { server: Server::share(kind, folder.path())?, folder, started: 0, admins: Vec::new() })
+    }
+
+    /// Starts a broker that can be stopped and started again.
+    pub fn alone(kind: Kind) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        Ok(Self { server: Server::start(kind, folder.path())?, folder, started: 0, admins: Vec::new() })
     }
 
     /// The folder of this stack.
@@ -62,10 +70,11 @@ impl Stack {
         self.started += 1;
         let name = format!("worker-{}", self.started);
         let admin = xtask::process::free_port()?;
-        let mut config = format!(
-            "[broker]\nurl = \"{}\"\n{extra}\n[worker]\nhost = \"{name}\"\nadmin = \"127.0.0.1:{admin}\"\n",
-            self.server.url()
-        );
+        let mut config = format!("[broker]\nurl = \"{}\"\n{extra}\n", self.server.url());
+        if let Some(management) = self.server.management() {
+            config += &format!("management = \"{management}\"\n");
+        }
+        config += &format!("[worker]\nhost = \"{name}\"\nadmin = \"127.0.0.1:{admin}\"\n");
         for (package, count) in packages {
             config += &format!("[[worker.slots]]\npackage = \"{}\"\ncount = {count}\n", package.display());
         }
@@ -77,7 +86,9 @@ impl Stack {
             command.env("RUST_LOG", filter);
         }
         let process = Service::start(&name, &mut command, self.folder())?;
-        Ok(Worker { process, admin: format!("127.0.0.1:{admin}") })
+        let admin = format!("127.0.0.1:{admin}");
+        self.admins.push(admin.clone());
+        Ok(Worker { process, admin })
     }
 
     /// Runs the command line to its end.
@@ -91,6 +102,7 @@ impl Stack {
         command
             .args(arguments)
             .env("SLUICE_BROKER", self.server.url())
+            .envs(self.server.management().map(|url| ("SLUICE_MANAGEMENT", url)))
             .current_dir(self.folder())
             .env_remove("RUST_LOG");
         Ok(command)
@@ -98,7 +110,27 @@ impl Stack {
 
     /// A connection of a caller's own.
     pub async fn connect(&self) -> Result<Arc<dyn Broker>> {
-        Ok(sluice_broker::connect(&Options::new(self.server.url(), "test")).await?)
+        let options = Options { management: self.server.management(), ..Options::new(self.server.url(), "test") };
+        Ok(sluice_broker::connect(&options).await?)
+    }
+
+    /// Waits until nothing of a model waits or runs any more.
+    pub async fn wait_until_empty(&self, broker: &Arc<dyn Broker>, model: &ModelName) -> Result<()> {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let lanes = broker.depth(model).await?;
+            let waiting: u64 = lanes.iter().map(|lane| lane.ready.clone().known().unwrap_or(1)).sum();
+            let running: u64 = lanes.iter().map(|lane| lane.in_flight.clone().known().unwrap_or(0)).sum();
+            // Not every broker tells what runs; hosts do.
+            let held: f64 = self.admins.iter().filter_map(|admin| metric(admin, "sluice_in_flight", &[]).ok()).sum();
+            if waiting == 0 && running == 0 && held == 0.0 {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("{waiting} requests of model `{model}` still wait, {running} run, {held} are held: {lanes:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Writes a file into the stack's folder.
@@ -112,18 +144,22 @@ impl Stack {
 impl Worker {
     /// A path of the admin port: the status code and the body.
     pub fn admin(&self, path: &str) -> Result<(u16, String)> {
-        xtask::process::http_get(&self.admin, path)
+        xtask::http::get(&self.admin, path)
     }
 
     /// The sum of a metric's samples whose labels contain all of `labels`.
     pub fn metric(&self, name: &str, labels: &[&str]) -> Result<f64> {
-        let (_, text) = self.admin("/metrics")?;
-        let samples = text.lines().filter(|line| {
-            let rest = line.strip_prefix(name);
-            rest.is_some_and(|rest| rest.starts_with(['{', ' '])) && labels.iter().all(|label| line.contains(label))
-        });
-        Ok(samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+        metric(&self.admin, name, labels)
     }
+}
+
+fn metric(admin: &str, name: &str, labels: &[&str]) -> Result<f64> {
+    let (_, text) = xtask::http::get(admin, "/metrics")?;
+    let samples = text.lines().filter(|line| {
+        let rest = line.strip_prefix(name);
+        rest.is_some_and(|rest| rest.starts_with(['{', ' '])) && labels.iter().all(|label| line.contains(label))
+    });
+    Ok(samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
 }
 
 impl Drop for Worker {
@@ -175,24 +211,4 @@ pub async fn submit(broker: &Arc<dyn Broker>, submission: Submission) -> Result<
 /// The next reply, which must come.
 pub async fn next(replies: &mut Box<dyn Replies>) -> Result<Reply> {
     Ok(tokio::time::timeout(SOON, replies.next()).await.context("no answer came")??)
-}
-
-/// Waits until nothing waits or runs any more.
-pub async fn wait_until_empty(broker: &Arc<dyn Broker>, model: &ModelName) -> Result<()> {
-    let deadline = Instant::now() + SOON;
-    loop {
-        let lanes = broker.depth(model).await?;
-        let left: u64 = lanes
-            .iter()
-            .flat_map(|lane| [lane.ready.clone().known(), lane.in_flight.clone().known()])
-            .map(|count| count.unwrap_or(1))
-            .sum();
-        if left == 0 {
-            return Ok(());
-        }
-        if Instant::now() > deadline {
-            bail!("{left} requests of model `{model}` still wait or run: {lanes:?}");
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }

@@ -62,7 +62,8 @@ impl Default for WorkerConfig {
         Self {
             host: String::new(),
             admin: SocketAddr::from(([127, 0, 0, 1], 9464)),
-            log: "info".into(),
+            // RabbitMQ's client logs as errors what its caller handles.
+            log: "info,lapin=off".into(),
             log_format: LogFormat::default(),
             drain_time: Duration::from_secs(30),
             jit_profiling: false,

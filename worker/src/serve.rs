@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use sluice_core::broker::{Broker, Consumer, Delivery};
+use sluice_core::broker::{Broker, Consumer, Delivery, Limited};
 use sluice_core::clock::unix_ms;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -76,10 +76,14 @@ impl Serving {
             .await
             .inspect_err(|_| self.metrics.set_slots(0, 0, 0, self.count))
             .with_context(|| format!("model `{}` cannot be served on {}", manifest.name, self.device))?;
-        self.broker
+        let limited = self
+            .broker
             .ensure_queue(&manifest.name, &manifest.queue_limits())
             .await
             .with_context(|| format!("cannot make the queue of model `{}`", manifest.name))?;
+        if let Limited::AsConfigured(reason) = limited {
+            warn!(model = %manifest.name, reason, "the queue's limits are those that the broker is configured with");
+        }
         info!(model = %manifest.name, version = manifest.version, device = %self.device, slots = self.count,
             load_ms = began.elapsed().as_millis() as u64, "model ready");
         Ok(Ready { serving: self, slots, finished })

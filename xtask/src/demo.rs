@@ -10,7 +10,9 @@ use anyhow::{Context, Result, bail, ensure};
 use flate2::read::GzDecoder;
 use serde::Deserialize;
 use serde_json::Value;
-use xtask::process::{NatsServer, Service, free_port, http_get};
+use xtask::broker::{Kind, Server};
+use xtask::http;
+use xtask::process::{Service, free_port};
 use xtask::setup::{self, Accelerator};
 
 use crate::test::cargo;
@@ -24,15 +26,25 @@ const PACKED: &str = "16";
 
 pub struct Options {
     keep: bool,
+    broker: Kind,
 }
 
 impl Options {
     pub fn parse(arguments: &[String]) -> Result<Self> {
-        match arguments {
-            [] => Ok(Self { keep: false }),
-            [flag] if flag == "--keep" => Ok(Self { keep: true }),
-            _ => bail!("`cargo xtask demo` takes only `--keep`, which leaves everything running until Ctrl-C"),
+        let mut options = Self { keep: false, broker: Kind::Nats };
+        let mut arguments = arguments.iter();
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--keep" => options.keep = true,
+                "--broker" => {
+                    options.broker = arguments.next().context("`--broker` wants `nats` or `rabbitmq`")?.parse()?
+                }
+                _ => bail!(
+                    "`cargo xtask demo` takes `--broker nats|rabbitmq`, and `--keep`, which leaves everything running until Ctrl-C"
+                ),
+            }
         }
+        Ok(options)
     }
 }
 
@@ -54,7 +66,7 @@ static RUNNING: Mutex<Option<Running>> = Mutex::new(None);
 struct Running {
     // Dropped in this order: the worker drains while the broker is still there.
     worker: Option<Service>,
-    server: Option<NatsServer>,
+    server: Option<Server>,
     _folder: tempfile::TempDir,
 }
 
@@ -77,7 +89,10 @@ fn stop_everything() {
 
 pub fn run(options: &Options) -> Result<()> {
     setup::libtorch(Accelerator::None)?;
-    setup::nats_server()?;
+    match options.broker {
+        Kind::Nats => drop(setup::nats_server()?),
+        Kind::RabbitMq => drop(setup::rabbitmq_server()?),
+    }
     cargo(&["build", "--release", "--package", "sluice", "--package", "sluice-worker", "--bins"])?;
     ctrlc::set_handler(|| {
         eprintln!("\nstopping");
@@ -98,9 +113,10 @@ fn show(options: &Options) -> Result<()> {
     let package = root.join("models/digits");
     let data = package.join("digits.csv.gz");
 
-    eprintln!("starting a broker and a worker in {}", path.display());
-    let server = NatsServer::start("dev.conf", &path, &[])?;
+    eprintln!("starting {} and a worker in {}", options.broker.name(), path.display());
+    let server = Server::start(options.broker, &path)?;
     let url = server.url();
+    let management = server.management();
     let admin = format!("127.0.0.1:{}", free_port()?);
     *RUNNING.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) =
         Some(Running { worker: None, server: Some(server), _folder: folder });
@@ -109,7 +125,8 @@ fn show(options: &Options) -> Result<()> {
     std::fs::write(
         &config,
         format!(
-            "[broker]\nurl = \"{url}\"\n[worker]\nadmin = \"{admin}\"\n[[worker.slots]]\npackage = \"{}\"\ncount = {slots}\n",
+            "[broker]\nurl = \"{url}\"\n{}[worker]\nadmin = \"{admin}\"\n[[worker.slots]]\npackage = \"{}\"\ncount = {slots}\n",
+            management.as_ref().map(|url| format!("management = \"{url}\"\n")).unwrap_or_default(),
             package.display()
         ),
     )?;
@@ -142,7 +159,7 @@ fn show(options: &Options) -> Result<()> {
         labels.len()
     );
     let accuracy = accuracy(&answers, &labels)?;
-    println!("\n{} images of handwritten digits went through NATS JetStream and libtorch:", labels.len());
+    println!("\n{} images of handwritten digits went through {} and libtorch:", labels.len(), options.broker.name());
     println!(
         "  accuracy   {:.1} % on the {} images that the model was not trained on",
         100.0 * accuracy,
@@ -170,7 +187,8 @@ fn show(options: &Options) -> Result<()> {
     let sluice = sluice.strip_prefix(&root).unwrap_or(&sluice).display();
     println!("\nTry next{}:", if options.keep { "" } else { ", with `cargo xtask demo --keep` running" });
     let broker = if options.keep { format!(" --broker {url}") } else { " --broker URL".into() };
-    println!("  {sluice} queue --watch{broker}");
+    let listing = management.filter(|_| options.keep).map(|url| format!(" --management {url}")).unwrap_or_default();
+    println!("  {sluice} queue --watch{broker}{listing}");
     println!("  {sluice} infer digits --input 'image=[{}]'{broker}", example(&data)?);
     println!("  {sluice} submit digits models/digits/digits.csv.gz --columns 0-63 -o answers.jsonl{broker}");
     if options.keep {
@@ -233,7 +251,7 @@ fn accuracy(answers: &Path, labels: &[u64]) -> Result<f64> {
 
 /// Buckets of the worker's histogram: their bounds, counts and shares.
 fn batch_sizes(admin: &str) -> Result<Vec<(String, u64, f64)>> {
-    let (_, text) = http_get(admin, "/metrics")?;
+    let (_, text) = http::get(admin, "/metrics")?;
     let mut buckets = Vec::new();
     let (mut below, mut lower) = (0, 0);
     for line in text.lines().filter(|line| line.starts_with("sluice_batch_rows_bucket")) {

@@ -1,8 +1,11 @@
 //! What the repository does to itself. The library part is shared with the end-to-end harness: where
 //! the fetched tools are, and how a server is started and stopped.
 
+pub mod broker;
 pub mod cache;
 pub mod fetch;
+pub mod http;
+pub mod nats;
 pub mod process;
 pub mod rabbitmq;
 pub mod rules;

@@ -2,15 +2,20 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 
+use crate::http;
 use crate::process::{Service, free_port, wait_for_port};
 
 /// An Erlang machine takes its time.
 const START: Duration = Duration::from_secs(90);
 const STOP: Duration = Duration::from_secs(60);
+
+/// The ports of a RabbitMQ that the tests of a run share, AMQP's and the management API's.
+const SHARED: &str = "SLUICE_TEST_RABBITMQ";
 
 /// A RabbitMQ started with `broker-config/rabbitmq/dev.conf`, and the port mapper that Erlang wants beside it.
 pub struct RabbitServer {
@@ -99,13 +104,70 @@ impl RabbitServer {
         self.service = None;
     }
 
-    /// The URL that clients connect to, up to the virtual host.
+    /// The URL that clients connect to, with the default virtual host.
     pub fn url(&self) -> String {
-        format!("amqp://guest:guest@127.0.0.1:{}", self.ports.amqp)
+        format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.ports.amqp)
+    }
+
+    /// Its process id while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.service.as_ref().map(Service::id)
+    }
+
+    /// What tests of this run need to share it: the variable and its value.
+    pub fn to_share(&self) -> (&'static str, String) {
+        (SHARED, format!("{} {}", self.ports.amqp, self.ports.management))
     }
 
     /// The management API.
     pub fn management(&self) -> String {
         format!("http://guest:guest@127.0.0.1:{}", self.ports.management)
+    }
+}
+
+/// A virtual host of one's own on a RabbitMQ that others use as well, deleted when dropped.
+pub struct VirtualHost {
+    name: String,
+    amqp: String,
+    management: String,
+}
+
+impl VirtualHost {
+    /// A new one on the RabbitMQ that the tests of this run share, if they do.
+    pub fn on_the_runs_server() -> Result<Option<Self>> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let Ok(ports) = std::env::var(SHARED) else { return Ok(None) };
+        let (amqp, management) = ports.split_once(' ').with_context(|| format!("`{SHARED}` is not two ports"))?;
+        let host = Self {
+            name: format!("test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)),
+            amqp: amqp.into(),
+            management: management.into(),
+        };
+        host.ask("PUT", &format!("/api/vhosts/{}", host.name), "{}")?;
+        let all = r#"{"configure":".*","write":".*","read":".*"}"#;
+        host.ask("PUT", &format!("/api/permissions/{}/guest", host.name), all)?;
+        Ok(Some(host))
+    }
+
+    fn ask(&self, method: &str, path: &str, json: &str) -> Result<()> {
+        let (status, text) = http::as_guest(method, &format!("127.0.0.1:{}", self.management), path, json)?;
+        ensure!((200..300).contains(&status), "RabbitMQ answers {method} {path} with {status}: {text}");
+        Ok(())
+    }
+
+    /// The URL that clients connect to.
+    pub fn url(&self) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{}/{}", self.amqp, self.name)
+    }
+
+    /// The management API.
+    pub fn management(&self) -> String {
+        format!("http://guest:guest@127.0.0.1:{}", self.management)
+    }
+}
+
+impl Drop for VirtualHost {
+    fn drop(&mut self) {
+        let _ = self.ask("DELETE", &format!("/api/vhosts/{}", self.name), "");
     }
 }

@@ -200,13 +200,13 @@ fn on_path(name: &str) -> Option<PathBuf> {
 /// A folder with the Python packages that the documentation's examples use, for `PYTHONPATH`.
 pub fn python_packages() -> Result<PathBuf> {
     let cache = cache::directory()?;
-    let folder = cache.join("python-examples");
+    let folder = cache.join("python-examples-2");
     if cache::is_complete(&folder) {
         return Ok(folder);
     }
     let _lock = cache::lock(&cache)?;
     if !cache::is_complete(&folder) {
-        fetch::pip_install(&folder, &["nats-py>=2.9,<3", "msgpack>=1,<2"])?;
+        fetch::pip_install(&folder, &["nats-py>=2.9,<3", "aio-pika>=9,<10", "msgpack>=1,<2"])?;
         cache::seal(&folder)?;
     }
     Ok(folder)

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use xtask::rabbitmq::RabbitServer;
 use xtask::setup::{self, Accelerator};
 
 /// What a test run counted.
@@ -33,6 +34,12 @@ pub fn run(arguments: &[String]) -> Result<Counts> {
             true
         }
     };
+    // RabbitMQ takes its time to start: the tests share one, each with a virtual host of its own.
+    let folder = tempfile::tempdir()?;
+    let rabbitmq = match without_rabbitmq {
+        false => Some(RabbitServer::start(folder.path())?),
+        true => None,
+    };
     // The end-to-end tests run the real binaries.
     cargo(&["build", "--workspace", "--bins", "--examples"])?;
     let nextest = Command::new("cargo")
@@ -53,6 +60,7 @@ pub fn run(arguments: &[String]) -> Result<Counts> {
     let mut child = Command::new("cargo")
         .args(&command)
         .env("SLUICE_TEST_BINARIES_BUILT", "1")
+        .envs(rabbitmq.as_ref().map(RabbitServer::to_share))
         .current_dir(xtask::root())
         // nextest reports on standard error, cargo test on standard output: both are passed on, and counted.
         .stdout(if nextest { Stdio::inherit() } else { Stdio::piped() })

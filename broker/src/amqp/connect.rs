@@ -1,6 +1,7 @@
 //! Connecting, staying connected, and leaving. One connection, made anew when it is lost; whoever needs a channel
 //! asks for one, and asks again when it has died.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tracing::{info, warn};
 use sluice_core::broker::{BrokerError, Result};
 
 use super::Amqp;
-use super::error::other;
+use super::error::{is_of_channel, other};
 use crate::{Options, Patience};
 
 /// How long a service waits between two attempts to connect.
@@ -33,8 +34,8 @@ pub(super) struct Link {
     telling: Shared,
     /// Why the broker takes no messages, while it does not.
     blocked: Arc<Mutex<Option<String>>>,
-    /// Result streams that are known to be there.
-    pub results: Mutex<std::collections::HashSet<String>>,
+    /// Exchanges and result streams that are known to be there.
+    seen: Mutex<HashSet<String>>,
 }
 
 #[derive(Default)]
@@ -59,7 +60,7 @@ pub(crate) async fn connect(options: &Options) -> Result<Amqp> {
         publishing: Shared::default(),
         telling: Shared::default(),
         blocked: Arc::default(),
-        results: Mutex::default(),
+        seen: Mutex::default(),
     });
     let mut waiting = false;
     loop {
@@ -94,6 +95,8 @@ impl Link {
         let connection = Arc::new(self.attempt().await?);
         if again {
             info!(url = %self.shown_url, "reconnected to the broker");
+            // It may be another broker, or one that lost something.
+            self.seen.lock().unwrap_or_else(PoisonError::into_inner).clear();
         }
         self.watch(&connection);
         *live = Some(Arc::clone(&connection));
@@ -167,6 +170,8 @@ impl Link {
                         info!(url, "the broker takes messages again");
                         *blocked.lock().unwrap_or_else(PoisonError::into_inner) = None;
                     }
+                    // Whoever uses a channel sees its errors.
+                    Event::Error(error) if is_of_channel(&error) => {}
                     Event::Error(error) => warn!(url, %error, "the connection to the broker was lost"),
                     _ => {}
                 }
@@ -182,6 +187,19 @@ impl Link {
         }
     }
 
+    /// Whether an exchange or a queue was there on this connection.
+    pub(super) fn has_seen(&self, name: &str) -> bool {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
+    }
+
+    pub(super) fn note_seen(&self, name: &str) {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+    }
+
+    pub(super) fn forget(&self, name: &str) {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
     /// A channel of one's own: an error on it harms nobody else.
     pub(super) async fn channel(&self) -> Result<Channel> {
         let connection = self.connection().await?;
@@ -193,6 +211,8 @@ impl Link {
         if let Some(channel) = self.publishing.get() {
             return Ok(channel);
         }
+        // Publishing to an exchange that is not there would end the channel for everyone.
+        super::queue::ensure_exchanges(self).await?;
         let channel = self.channel().await?;
         let confirms = channel.confirm_select(ConfirmSelectOptions::default()).await;
         confirms.map_err(|error| other("asking for confirms", error))?;
@@ -205,6 +225,7 @@ impl Link {
         if let Some(channel) = self.telling.get() {
             return Ok(channel);
         }
+        super::queue::ensure_exchanges(self).await?;
         let channel = self.channel().await?;
         self.telling.set(&channel);
         Ok(channel)

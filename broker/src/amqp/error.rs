@@ -20,10 +20,20 @@ pub(super) fn other(what: impl Display, error: lapin::Error) -> BrokerError {
     BrokerError::Other { what: what.to_string(), source: error.into() }
 }
 
-/// Whether the broker says that a queue or an exchange is not there. One whose node is still starting is "not found" too,
-/// but only the text tells: "home node ... is down or inaccessible".
+/// Whether the broker says that a queue or an exchange is not there.
 pub(super) fn is_not_found(error: &lapin::Error) -> bool {
-    is_soft(error, AMQPSoftError::NOTFOUND) && !error.to_string().contains("inaccessible")
+    is_soft(error, AMQPSoftError::NOTFOUND) && !is_starting(error)
+}
+
+/// Whether a queue's node is still starting. That is "not found" too, and only the text tells: "home node ... is down or
+/// inaccessible".
+pub(super) fn is_starting(error: &lapin::Error) -> bool {
+    is_soft(error, AMQPSoftError::NOTFOUND) && error.to_string().contains("inaccessible")
+}
+
+/// Whether an error concerns one channel and not the connection.
+pub(super) fn is_of_channel(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(refusal) if matches!(refusal.kind(), AMQPErrorKind::Soft(_)))
 }
 
 /// Whether a queue is there with other arguments.

@@ -27,10 +27,8 @@ const CHECK: Duration = Duration::from_millis(600);
 const PAUSE: Duration = Duration::from_millis(250);
 
 pub(super) async fn lead(link: &Arc<Link>, office: &str, holder: &str) -> Result<AmqpLeadership> {
-    let queue = names::leader_queue(office);
-    queue::ensure_exchanges(link).await?;
     loop {
-        match wait_for_token(link, &queue, holder).await {
+        match wait_for_token(link, office, holder).await {
             Ok(leadership) => return Ok(leadership),
             Err(error) if error.is_transient() => debug!(office, %error, "cannot wait for the office; trying again"),
             Err(error) => return Err(error),
@@ -39,34 +37,37 @@ pub(super) async fn lead(link: &Arc<Link>, office: &str, holder: &str) -> Result
     }
 }
 
-async fn wait_for_token(link: &Arc<Link>, queue: &str, holder: &str) -> Result<AmqpLeadership> {
-    let failed = |error| other(format!("waiting for `{queue}`"), error);
+async fn wait_for_token(link: &Arc<Link>, office: &str, holder: &str) -> Result<AmqpLeadership> {
+    let name = names::leader_queue(office);
+    let failed = |error| other(format!("waiting for `{name}`"), error);
     let channel = link.channel().await?;
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
     arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
     arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(i64::from(i32::MAX)));
     let options = QueueDeclareOptions { durable: true, ..Default::default() };
-    let declared = channel.queue_declare(queue.into(), options, arguments).await.map_err(failed)?;
+    let declared = channel.queue_declare(name.as_str().into(), options, arguments).await.map_err(failed)?;
+    queue::ensure_exchanges(link).await?;
+    queue::bind(&channel, names::LEAD, &name, &name).await?;
     // The first to come puts the token there. Were two to do so at once, the second token would never be looked at: it
     // stands behind the first, which goes back to the head.
     if declared.message_count() == 0 && declared.consumer_count() == 0 {
-        stored(link, "", queue, holder.as_bytes(), headers::durable(), "founding an office").await?;
+        stored(link, names::LEAD, &name, holder.as_bytes(), headers::durable(), "founding an office").await?;
     }
     channel.basic_qos(1, BasicQosOptions::default()).await.map_err(failed)?;
     let mut consumer = channel
-        .basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default())
+        .basic_consume(name.as_str().into(), "".into(), BasicConsumeOptions::default(), FieldTable::default())
         .await
         .map_err(failed)?;
     let token = match consumer.next().await {
         Some(token) => token.map_err(failed)?,
-        None => return Err(BrokerError::TimedOut(format!("waiting for `{queue}`"))),
+        None => return Err(BrokerError::TimedOut(format!("waiting for `{name}`"))),
     };
     let term = u64::from(headers::charged(&token.properties)) + 1;
     // It may have come while this process was stopped: only a fresh round trip says that it is still ours.
     let asked = Instant::now();
-    check(&channel, queue).await.map_err(failed)?;
-    Ok(AmqpLeadership::start(channel, consumer, queue, term, asked))
+    check(&channel, &name).await.map_err(failed)?;
+    Ok(AmqpLeadership::start(channel, consumer, &name, term, asked))
 }
 
 async fn check(channel: &Channel, queue: &str) -> lapin::Result<()> {

@@ -1,4 +1,4 @@
-//! What AMQP cannot say: RabbitMQ's management API, if `broker.management` names it.
+//! What AMQP cannot say: RabbitMQ's management API.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use serde::Deserialize;
 use serde_json::json;
 
 use sluice_core::ModelName;
-use sluice_core::broker::{BrokerError, QueueLimits, Result};
+use sluice_core::broker::{BrokerError, Limited, QueueLimits, Result};
 
 use super::connect::Link;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Sets the length of each of a model's lanes by a policy, which can be changed in place.
-pub(super) async fn limit(link: &Link, model: &ModelName, limits: &QueueLimits) -> Result<()> {
+pub(super) async fn limit(link: &Link, model: &ModelName, limits: &QueueLimits) -> Result<Limited> {
     let policy = json!({
         "pattern": format!("^infer\\.{model}\\.(high|normal|low)$"),
         "apply-to": "queues",
@@ -21,11 +21,25 @@ pub(super) async fn limit(link: &Link, model: &ModelName, limits: &QueueLimits) 
         "priority": 10,
         "definition": { "max-length": limits.length },
     });
-    let (client, base, vhost) = api(link)?;
-    let url = format!("{base}/api/policies/{vhost}/sluice.{model}");
-    let answer = client.put(url).json(&policy).send().await;
-    answer.and_then(reqwest::Response::error_for_status).map_err(|error| failed("setting a queue's length", error))?;
-    Ok(())
+    let api = Api::of(link)?;
+    let url = format!("{}/api/policies/{}/sluice.{model}", api.base, api.vhost);
+    let answer = api.client.put(url).json(&policy).send().await;
+    match answer.and_then(reqwest::Response::error_for_status) {
+        Ok(_) => Ok(Limited::AsAsked),
+        Err(error) => {
+            let failed = failed("setting a queue's length", error);
+            match link.options.management.is_none() || matches!(failed, BrokerError::Denied(_)) {
+                true => Ok(Limited::AsConfigured(told(&failed))),
+                false => Err(failed),
+            }
+        }
+    }
+}
+
+/// An error and its cause in one line.
+fn told(error: &BrokerError) -> String {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+    format!("{error}{}", cause.unwrap_or_default())
 }
 
 /// The names of all queues.
@@ -34,26 +48,47 @@ pub(super) async fn queues(link: &Link) -> Result<Vec<String>> {
     struct Queue {
         name: String,
     }
-    let (client, base, vhost) = api(link)?;
-    let url = format!("{base}/api/queues/{vhost}?columns=name&disable_stats=true");
-    let listed = async { client.get(url).send().await?.error_for_status()?.json::<Vec<Queue>>().await };
+    let api = Api::of(link)?;
+    let url = format!("{}/api/queues/{}?columns=name&disable_stats=true", api.base, api.vhost);
+    let listed = async { api.client.get(url).send().await?.error_for_status()?.json::<Vec<Queue>>().await };
     let listed = listed.await.map_err(|error| failed("listing queues", error))?;
     Ok(listed.into_iter().map(|queue| queue.name).collect())
 }
 
-/// A client, the API's address with the credentials, and the virtual host.
-fn api(link: &Link) -> Result<(reqwest::Client, String, String)> {
-    let Some(base) = &link.options.management else {
-        let text = "RabbitMQ's management API is needed for this: set `broker.management` to its URL, such as http://user:password@host:15672";
-        return Err(BrokerError::Unusable(text.into()));
+struct Api {
+    client: reqwest::Client,
+    /// Its address with the credentials.
+    base: String,
+    vhost: String,
+}
+
+impl Api {
+    fn of(link: &Link) -> Result<Self> {
+        let url = link.options.urls().into_iter().find_map(|url| url.ok());
+        let url = url.ok_or_else(|| BrokerError::Unusable("the broker's URL cannot be read".into()))?;
+        let base = match &link.options.management {
+            Some(base) => base.trim_end_matches('/').to_owned(),
+            None => usual_place(&url),
+        };
+        let vhost = match url.path().trim_start_matches('/') {
+            "" => "%2f".to_owned(),
+            vhost => vhost.to_owned(),
+        };
+        let client =
+            reqwest::Client::builder().timeout(PATIENCE).build().map_err(|error| failed("preparing", error))?;
+        Ok(Self { client, base, vhost })
+    }
+}
+
+/// Where the API is unless somebody moved it: at the broker's host, with its credentials, on the usual port.
+fn usual_place(broker: &url::Url) -> String {
+    let (scheme, port) = if broker.scheme() == "amqps" { ("https", 15671) } else { ("http", 15672) };
+    let credentials = match (broker.username(), broker.password()) {
+        // What the client falls back to as well.
+        ("", _) => "guest:guest".to_owned(),
+        (user, password) => format!("{user}:{}", password.unwrap_or_default()),
     };
-    let client = reqwest::Client::builder().timeout(PATIENCE).build().map_err(|error| failed("preparing", error))?;
-    let path = link.options.urls().into_iter().find_map(|url| url.ok()).map(|url| url.path().to_owned());
-    let vhost = match path.as_deref().map(|path| path.trim_start_matches('/')) {
-        None | Some("") => "%2f".to_owned(),
-        Some(vhost) => vhost.to_owned(),
-    };
-    Ok((client, base.trim_end_matches('/').to_owned(), vhost))
+    format!("{scheme}://{credentials}@{}:{port}", broker.host_str().unwrap_or("localhost"))
 }
 
 fn failed(what: &str, error: reqwest::Error) -> BrokerError {
@@ -62,5 +97,19 @@ fn failed(what: &str, error: reqwest::Error) -> BrokerError {
     if error.status().is_some_and(|status| status == 401 || status == 403) {
         return BrokerError::Denied(format!("{what}: RabbitMQ's management API answers {error}"));
     }
-    BrokerError::Other { what: format!("{what} by RabbitMQ's management API"), source: error.into() }
+    let what = format!("{what} by RabbitMQ's management API (`broker.management` says where it is)");
+    BrokerError::Other { what, source: error.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_management_api_is_looked_for_where_it_usually_is() {
+        let place = |url: &str| usual_place(&url.parse().expect("a URL"));
+        assert_eq!(place("amqp://worker:s%40cret@rabbit:5672/infer"), "http://worker:s%40cret@rabbit:15672");
+        assert_eq!(place("amqps://worker:x@rabbit"), "https://worker:x@rabbit:15671");
+        assert_eq!(place("amqp://rabbit/%2f"), "http://guest:guest@rabbit:15672");
+    }
 }

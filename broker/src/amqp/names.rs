@@ -7,12 +7,16 @@ use sluice_core::{JobId, Lane, ModelName};
 
 /// Requests, by the name of their queue.
 pub(super) const WORK: &str = "sluice.infer";
+/// Requests that workers send round again. Not [`WORK`]: who serves may then be denied to submit.
+pub(super) const RETRY: &str = "sluice.retry";
 /// Requests that were given up.
 pub(super) const DEAD: &str = "sluice.dead";
 /// Durable results, by job.
 pub(super) const RESULTS: &str = "sluice.results";
 /// Answers to live callers, and to those who ask signals.
 pub(super) const INBOXES: &str = "sluice.inbox";
+/// Tokens of offices.
+pub(super) const LEAD: &str = "sluice.leader";
 /// Signals, by topic.
 pub(super) const CONTROL: &str = "sluice.control";
 /// Every inbox begins so: a request may not send its answer elsewhere.

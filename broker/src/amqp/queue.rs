@@ -1,72 +1,80 @@
 //! A model's queues: one per lane, one for retries whose delay is over, one per delay, and its dead letters; and the
 //! exchanges that all models share.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ExchangeKind};
-use tracing::warn;
 
-use sluice_core::broker::{BrokerError, QueueLimits, Result};
+use sluice_core::broker::{BrokerError, Limited, QueueLimits, Result};
 use sluice_core::{Lane, ModelName};
 
 use super::connect::Link;
-use super::error::{is_mismatch, is_not_found, other};
+use super::error::{is_mismatch, is_not_found, is_starting, other};
 use super::{manage, names};
 
 /// RabbitMQ 4 drops a message that was delivered more often than its queue's limit, 20 if none is set. The worker
 /// decides when a request has failed too often.
 const DELIVERY_LIMIT: i64 = 1_000_000;
+/// A broker that has just started serves its queues a little later.
+const STARTING: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(250);
 
-pub(super) async fn ensure(link: &Link, model: &ModelName, limits: &QueueLimits) -> Result<()> {
-    let channel = link.channel().await?;
-    exchanges(&channel).await?;
+pub(super) async fn ensure(link: &Link, model: &ModelName, limits: &QueueLimits) -> Result<Limited> {
+    ensure_exchanges(link).await?;
     for lane in Lane::ALL {
         let reject = ("x-overflow", AMQPValue::LongString("reject-publish".into()));
-        declare(&channel, names::WORK, &names::lane_queue(model, lane), quorum(&[reject])).await?;
+        declare(link, names::WORK, &names::lane_queue(model, lane), quorum(&[reject])).await?;
     }
-    declare(&channel, names::WORK, &names::retried_queue(model), quorum(&[])).await?;
-    declare(&channel, names::DEAD, &names::dead_queue(model), stream(link.options.dead_letters_kept)).await?;
-    match manage::limit(link, model, limits).await {
-        Err(BrokerError::Unusable(reason)) => {
-            warn!(%model, reason, "the queue's length is what the broker's policies say");
-            Ok(())
-        }
-        limited => limited,
-    }
+    declare(link, names::RETRY, &names::retried_queue(model), quorum(&[])).await?;
+    declare(link, names::DEAD, &names::dead_queue(model), stream(link.options.dead_letters_kept)).await?;
+    manage::limit(link, model, limits).await
 }
 
-async fn exchanges(channel: &Channel) -> Result<()> {
-    let direct = [names::WORK, names::DEAD, names::RESULTS, names::INBOXES];
-    let kinds =
-        direct.map(|name| (name, ExchangeKind::Direct)).into_iter().chain([(names::CONTROL, ExchangeKind::Topic)]);
-    for (name, kind) in kinds {
-        let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
-        channel
-            .exchange_declare(name.into(), kind, options, FieldTable::default())
-            .await
-            .map_err(|error| other(format!("declaring exchange `{name}`"), error))?;
+/// The exchanges, for whoever comes first. Looked for before they are made: only making needs the permission to configure.
+pub(super) async fn ensure_exchanges(link: &Link) -> Result<()> {
+    const DIRECT: [&str; 6] = [names::WORK, names::RETRY, names::DEAD, names::RESULTS, names::INBOXES, names::LEAD];
+    let kinds = DIRECT.map(|name| (name, ExchangeKind::Direct));
+    for (name, kind) in kinds.into_iter().chain([(names::CONTROL, ExchangeKind::Topic)]) {
+        if link.has_seen(name) {
+            continue;
+        }
+        let declare = async |passive: bool| {
+            let channel = link.channel().await?;
+            let options = ExchangeDeclareOptions { durable: true, passive, ..Default::default() };
+            match channel.exchange_declare(name.into(), kind.clone(), options, FieldTable::default()).await {
+                Ok(()) => Ok(true),
+                Err(error) if passive && is_not_found(&error) => Ok(false),
+                Err(error) => Err(other(format!("declaring exchange `{name}`"), error)),
+            }
+        };
+        if !declare(true).await? {
+            declare(false).await?;
+        }
+        link.note_seen(name);
     }
     Ok(())
 }
 
-/// The exchanges, for those who may come before any worker.
-pub(super) async fn ensure_exchanges(link: &Link) -> Result<()> {
-    exchanges(&link.channel().await?).await
-}
-
 /// A durable queue that its name leads to.
-pub(super) async fn declare(channel: &Channel, exchange: &str, queue: &str, arguments: FieldTable) -> Result<()> {
-    let options = QueueDeclareOptions { durable: true, ..Default::default() };
-    channel.queue_declare(queue.into(), options, arguments).await.map_err(|error| {
-        if is_mismatch(&error) {
-            let text = format!("queue `{queue}` is there with other arguments; remove it or rename the model: {error}");
-            return BrokerError::Unusable(text);
+pub(super) async fn declare(link: &Link, exchange: &str, queue: &str, arguments: FieldTable) -> Result<()> {
+    let deadline = Instant::now() + STARTING;
+    loop {
+        // A channel of its own: a refusal closes it.
+        let channel = link.channel().await?;
+        let options = QueueDeclareOptions { durable: true, ..Default::default() };
+        match channel.queue_declare(queue.into(), options, arguments.clone()).await {
+            Ok(_) => return bind(&channel, exchange, queue, queue).await,
+            Err(error) if is_starting(&error) && Instant::now() < deadline => tokio::time::sleep(PAUSE).await,
+            Err(error) if is_mismatch(&error) => {
+                return Err(BrokerError::Unusable(format!(
+                    "queue `{queue}` is there with other arguments; remove it or rename the model: {error}"
+                )));
+            }
+            Err(error) => return Err(other(format!("declaring queue `{queue}`"), error)),
         }
-        other(format!("declaring queue `{queue}`"), error)
-    })?;
-    bind(channel, exchange, queue, queue).await
+    }
 }
 
 pub(super) async fn bind(channel: &Channel, exchange: &str, queue: &str, key: &str) -> Result<()> {
@@ -91,7 +99,7 @@ pub(super) fn retry(model: &ModelName, delay: Duration) -> FieldTable {
     let text = |value: &str| AMQPValue::LongString(value.into());
     quorum(&[
         ("x-message-ttl", AMQPValue::LongLongInt(i64::try_from(delay.as_millis()).unwrap_or(i64::MAX))),
-        ("x-dead-letter-exchange", text(names::WORK)),
+        ("x-dead-letter-exchange", text(names::RETRY)),
         ("x-dead-letter-routing-key", text(&names::retried_queue(model))),
         ("x-dead-letter-strategy", text("at-least-once")),
         ("x-overflow", text("reject-publish")),

@@ -1,7 +1,7 @@
 //! Answers: to a live caller's inbox, or into the stream of a job's durable results.
 
-use std::collections::HashSet;
-use std::sync::{Arc, PoisonError};
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -53,8 +53,9 @@ async fn store(link: &Link, job: &JobId, reply: &Reply) -> Result<Replied> {
     let queue = names::results_queue(job);
     let publish = || publish(link, names::RESULTS, &queue, &reply.body, headers::of_reply(reply), "storing a result");
     let published = match publish().await? {
-        // The job's first.
+        // The job's first, or its stream was removed.
         Published::Unroutable => {
+            link.forget(&queue);
             ensure_results(link, &queue).await?;
             publish().await?
         }
@@ -67,13 +68,12 @@ async fn store(link: &Link, job: &JobId, reply: &Reply) -> Result<Replied> {
 }
 
 async fn ensure_results(link: &Link, name: &str) -> Result<()> {
-    if link.results.lock().unwrap_or_else(PoisonError::into_inner).contains(name) {
+    if link.has_seen(name) {
         return Ok(());
     }
     queue::ensure_exchanges(link).await?;
-    let channel = link.channel().await?;
-    queue::declare(&channel, names::RESULTS, name, queue::stream(link.options.results_kept)).await?;
-    link.results.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+    queue::declare(link, names::RESULTS, name, queue::stream(link.options.results_kept)).await?;
+    link.note_seen(name);
     Ok(())
 }
 
@@ -164,19 +164,76 @@ impl Replies for Inbox {
     }
 }
 
+/// Read by a task of its own: whoever asks for the next one may stop asking at any time, and none must be lost by that.
 pub(super) struct Results {
-    link: Arc<Link>,
     job: JobId,
-    reader: Option<stream::Reader>,
-    /// The place of the next one.
-    next: u64,
-    /// RabbitMQ stores a second result as well; the first stands.
-    seen: HashSet<RequestId>,
+    replies: mpsc::Receiver<Result<Reply>>,
+    task: JoinHandle<()>,
 }
 
 pub(super) async fn results(link: &Arc<Link>, job: &JobId) -> Result<Results> {
-    ensure_results(link, &names::results_queue(job)).await?;
-    Ok(Results { link: Arc::clone(link), job: job.clone(), reader: None, next: 0, seen: HashSet::new() })
+    let queue = names::results_queue(job);
+    ensure_results(link, &queue).await?;
+    let link = Arc::clone(link);
+    let (sender, replies) = mpsc::channel(BUFFERED);
+    let task = tokio::spawn(async move {
+        let mut first = First::default();
+        // The place of the next one.
+        let mut next = 0;
+        loop {
+            let mut reader = match stream::Reader::open(&link, &queue, next).await {
+                Ok(reader) => reader,
+                Err(error @ BrokerError::Denied(_)) => {
+                    let _ = sender.send(Err(error)).await;
+                    return;
+                }
+                Err(_) => {
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            while let Some(stream::Entry { offset, delivery }) = reader.next().await {
+                // A stream is read from the chunk that holds the place.
+                if offset < next {
+                    continue;
+                }
+                next = offset + 1;
+                if let Some(reply) = headers::to_reply(&delivery.properties, delivery.data)
+                    && first.is(&reply.id)
+                    && sender.send(Ok(reply)).await.is_err()
+                {
+                    return;
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    });
+    Ok(Results { job: job.clone(), replies, task })
+}
+
+/// RabbitMQ stores a second result as well; the first stands. A second run follows the first within minutes, so only so many
+/// ids are remembered.
+#[derive(Default)]
+struct First {
+    ids: HashSet<RequestId>,
+    order: VecDeque<RequestId>,
+}
+
+impl First {
+    const REMEMBERED: usize = 100_000;
+
+    fn is(&mut self, id: &RequestId) -> bool {
+        if !self.ids.insert(id.clone()) {
+            return false;
+        }
+        self.order.push_back(id.clone());
+        if self.order.len() > Self::REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.ids.remove(&oldest);
+        }
+        true
+    }
 }
 
 #[async_trait]
@@ -186,31 +243,14 @@ impl Replies for Results {
     }
 
     async fn next(&mut self) -> Result<Reply> {
-        loop {
-            let Some(reader) = &mut self.reader else {
-                match stream::Reader::open(&self.link, &names::results_queue(&self.job), self.next).await {
-                    Ok(reader) => self.reader = Some(reader),
-                    Err(error @ BrokerError::Denied(_)) => return Err(error),
-                    Err(_) => tokio::time::sleep(PAUSE).await,
-                }
-                continue;
-            };
-            let Some(stream::Entry { offset, delivery }) = reader.next().await else {
-                self.reader = None;
-                tokio::time::sleep(PAUSE).await;
-                continue;
-            };
-            // A stream is read from the chunk that holds the place.
-            if offset < self.next {
-                continue;
-            }
-            self.next = offset + 1;
-            if let Some(reply) = headers::to_reply(&delivery.properties, delivery.data)
-                && self.seen.insert(reply.id.clone())
-            {
-                return Ok(reply);
-            }
-        }
+        let ended = || Err(BrokerError::Unusable("these results are no longer read".into()));
+        self.replies.recv().await.unwrap_or_else(ended)
+    }
+}
+
+impl Drop for Results {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 

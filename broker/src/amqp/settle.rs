@@ -23,13 +23,16 @@ use super::error::other;
 use super::publish::{Published, stored};
 use super::{dead, headers, names, queue};
 
+/// How long after its hold was dropped an unsettled request goes back.
+const UNSETTLED: Duration = Duration::from_secs(1);
+
 pub(super) struct AmqpHold {
     pub link: Arc<Link>,
     pub model: ModelName,
     pub lane: Lane,
     pub unsettled: Arc<AtomicUsize>,
     /// A channel is closed when nobody has it any more, and what came by it can be settled on no other.
-    pub _channel: Option<Channel>,
+    pub channel: Option<Channel>,
     /// `None` once it is settled.
     pub acker: Option<Acker>,
     pub properties: BasicProperties,
@@ -67,7 +70,7 @@ impl AmqpHold {
     async fn publish_anew(&self, charged: u32) -> Result<()> {
         let properties = headers::again(&self.properties, self.lane, charged);
         let queue = names::retried_queue(&self.model);
-        match stored(&self.link, names::WORK, &queue, &self.body, properties, "handing back a request").await? {
+        match stored(&self.link, names::RETRY, &queue, &self.body, properties, "handing back a request").await? {
             Published::Stored => Ok(()),
             _ => {
                 Err(BrokerError::Unusable(format!("a request cannot be handed back: queue `{queue}` is gone or full")))
@@ -79,12 +82,11 @@ impl AmqpHold {
         let properties = headers::again(&self.properties, self.lane, self.charged + 1);
         let queue = names::retry_queue(&self.model, after);
         let what = "retrying a request later";
-        let publish = || stored(&self.link, names::WORK, &queue, &self.body, properties.clone(), what);
+        let publish = || stored(&self.link, names::RETRY, &queue, &self.body, properties.clone(), what);
         let published = match publish().await? {
             // The first retry after this delay.
             Published::Unroutable => {
-                let channel = self.link.channel().await?;
-                queue::declare(&channel, names::WORK, &queue, queue::retry(&self.model, after)).await?;
+                queue::declare(&self.link, names::RETRY, &queue, queue::retry(&self.model, after)).await?;
                 publish().await?
             }
             published => published,
@@ -104,9 +106,13 @@ impl Drop for AmqpHold {
     fn drop(&mut self) {
         self.unsettled.fetch_sub(1, Ordering::AcqRel);
         let Some(acker) = self.acker.take() else { return };
-        // Nobody settled it. RabbitMQ would wait for as long as the connection lives: send it back, which charges it.
+        let channel = self.channel.take();
+        // Nobody settled it. RabbitMQ would wait for as long as the connection lives: send it back, which charges it. Not at
+        // once: if its consumer ends as well, that is one death and one charge.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
+                tokio::time::sleep(UNSETTLED).await;
+                let _channel = channel;
                 let options = BasicNackOptions { requeue: true, ..Default::default() };
                 if let Err(error) = acker.nack(options).await {
                     debug!(%error, "a request that was not settled comes back with its connection's end");

@@ -12,9 +12,9 @@ use sluice_core::broker::{Answer, Result, Signal, Signals};
 
 use super::connect::Link;
 use super::error::other;
+use super::names;
 use super::publish::{Published, stored};
 use super::reply::Listener;
-use super::{names, queue};
 
 pub(super) async fn send(link: &Link, topic: &str, payload: Bytes) -> Result<()> {
     tell(link, names::CONTROL, topic, &payload, BasicProperties::default()).await
@@ -34,7 +34,6 @@ pub(super) async fn listen(link: &Arc<Link>, topic: &str) -> Result<AmqpSignals>
 }
 
 pub(super) async fn ask(link: &Arc<Link>, topic: &str, payload: Bytes, limit: Duration) -> Result<Option<Bytes>> {
-    queue::ensure_exchanges(link).await?;
     let address = names::new_inbox();
     let mut answers = Listener::start(link, names::INBOXES, address.clone()).await?;
     let properties = BasicProperties::default().with_reply_to(address.into());

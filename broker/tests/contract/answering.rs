@@ -53,7 +53,7 @@ pub async fn a_result_is_written_once_and_survives_a_restart(rig: &mut dyn Rig) 
     let mut results = broker.results(&job).await?;
     assert_eq!(results.reply_to(), to);
     assert_eq!(tokio::time::timeout(SOON, results.next()).await??, reply("r1", "first"));
-    rig.kill();
+    rig.kill()?;
     rig.restart()?;
     let again = rig::connection(rig).await?;
     assert_eq!(again.stored_result(&job, &"r1".parse()?).await?, Some(reply("r1", "first")));

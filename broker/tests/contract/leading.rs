@@ -31,7 +31,7 @@ pub async fn a_resigned_office_is_free_at_once(rig: &mut dyn Rig) -> Result<()> 
     let next = tokio::time::timeout(SOON, broker.lead("scaler", "two")).await??;
     assert!(next.term() > term);
     // A leader that has lost touch with the broker stops acting before another can take over.
-    rig.kill();
+    rig.kill()?;
     tokio::time::timeout(SOON, next.lost()).await?;
     assert!(!next.holds());
     Ok(())

@@ -13,9 +13,9 @@ mod watching;
 
 use rig::{AmqpRig, NatsRig, Rig};
 
-/// One test per promise and broker.
+/// One test per promise and broker. RabbitMQ takes its time to start: the tests share one, but for those that end it.
 macro_rules! contract {
-    ($($area:ident: $($promise:ident),+ $(,)?;)+) => {
+    ($($rabbitmq:ident $area:ident: $($promise:ident),+ $(,)?;)+) => {
         mod nats {
             use super::*;
             $($(
@@ -32,7 +32,7 @@ macro_rules! contract {
             $($(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $promise() -> anyhow::Result<()> {
-                    let mut rig = AmqpRig::start().await?;
+                    let mut rig = AmqpRig::$rabbitmq()?;
                     $area::$promise(&mut rig as &mut dyn Rig).await
                 }
             )+)+
@@ -41,15 +41,14 @@ macro_rules! contract {
 }
 
 contract! {
-    submitting:
-        a_request_is_stored_before_its_receipt,
+    start submitting:
         a_repeated_submission_is_stored_once,
         a_request_asked_again_after_its_answer_was_lost_is_answered,
         a_full_queue_an_unknown_model_and_a_large_body_are_three_errors,
         a_request_whose_deadline_has_passed_is_refused,
         limits_change_in_place,
         headers_that_cannot_be_served_are_told_apart;
-    consuming:
+    start consuming:
         the_credit_is_never_exceeded,
         two_hosts_share_a_backlog,
         the_high_lane_is_preferred_and_none_starves,
@@ -57,7 +56,7 @@ contract! {
         raising_the_credit_asks_for_more,
         lowering_the_credit_leaves_no_lane_deaf,
         stopping_gives_back_what_was_on_its_way;
-    settling:
+    start settling:
         done_removes,
         a_request_is_redelivered_when_its_consumer_dies,
         a_retry_comes_back_after_its_delay_and_is_charged,
@@ -67,19 +66,23 @@ contract! {
         what_cannot_be_stored_as_a_dead_letter_is_not_removed,
         a_dead_letter_too_large_to_keep_is_kept_without_its_body,
         a_hold_is_renewed_over_a_long_run;
-    answering:
+    start answering:
         an_answer_reaches_the_inbox_that_asked,
-        an_answer_may_not_go_elsewhere_than_to_an_inbox,
-        a_result_is_written_once_and_survives_a_restart;
-    watching:
+        an_answer_may_not_go_elsewhere_than_to_an_inbox;
+    start watching:
         depth_counts_what_waits_what_runs_and_how_old_it_is,
         what_the_broker_does_not_say_is_unknown,
         signals_reach_those_who_listen,
         a_question_is_answered_or_nobody_is_there;
-    leading:
-        another_leads_with_a_greater_term_when_the_holder_dies,
+    start leading:
+        another_leads_with_a_greater_term_when_the_holder_dies;
+    alone leading:
         a_resigned_office_is_free_at_once;
-    recovering:
+    alone submitting:
+        a_request_is_stored_before_its_receipt;
+    alone answering:
+        a_result_is_written_once_and_survives_a_restart;
+    alone recovering:
         both_ends_go_on_after_the_broker_restarts,
         a_service_may_start_before_its_broker,
         a_command_gives_up_and_names_the_url;

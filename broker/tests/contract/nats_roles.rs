@@ -8,10 +8,11 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use sluice_broker::{Options, connect};
-use sluice_core::broker::{Broker, BrokerError, QueueLimits, Reply, Settlement};
+use sluice_core::broker::{Broker, BrokerError, Limited, QueueLimits, Reply, Settlement};
 use sluice_core::codec::ContentType;
 use sluice_core::{ErrorCode, ReplyTo};
-use xtask::process::{NatsServer, free_port};
+use xtask::nats::NatsServer;
+use xtask::process::free_port;
 
 use crate::rig::{self, SOON, id, model, next, request};
 
@@ -93,7 +94,10 @@ async fn answered(client: &async_nats::Client, subject: &str, payload: &str) -> 
 async fn every_role_can_do_its_work_over_tls() -> Result<()> {
     let production = Production::start()?;
     let worker = production.connect("worker").await?;
-    worker.ensure_queue(&model(), &QueueLimits { length: 100, message_bytes: 4096 }).await?;
+    assert_eq!(
+        worker.ensure_queue(&model(), &QueueLimits { length: 100, message_bytes: 4096 }).await?,
+        Limited::AsAsked
+    );
     let mut consumer = worker.consume(&model(), 8).await?;
     let mut questions = worker.listen("describe.digits").await?;
 
@@ -172,7 +176,10 @@ async fn every_role_can_do_its_work_over_tls() -> Result<()> {
 async fn no_role_can_do_anothers_work() -> Result<()> {
     let production = Production::start()?;
     let worker = production.connect("worker").await?;
-    worker.ensure_queue(&model(), &QueueLimits { length: 100, message_bytes: 4096 }).await?;
+    assert_eq!(
+        worker.ensure_queue(&model(), &QueueLimits { length: 100, message_bytes: 4096 }).await?,
+        Limited::AsAsked
+    );
     let producer = production.connect("producer").await?;
     producer.submit(request("r1")).await?;
 
@@ -230,7 +237,10 @@ async fn no_role_can_do_anothers_work() -> Result<()> {
 async fn accounts_see_nothing_of_each_other() -> Result<()> {
     let production = Production::start()?;
     let staging = production.connect("staging").await?;
-    staging.ensure_queue(&"secret".parse()?, &QueueLimits { length: 100, message_bytes: 4096 }).await?;
+    assert_eq!(
+        staging.ensure_queue(&"secret".parse()?, &QueueLimits { length: 100, message_bytes: 4096 }).await?,
+        Limited::AsAsked
+    );
     staging.submit(sluice_core::broker::Submission { model: "secret".parse()?, ..request("r1") }).await?;
     let worker = production.connect("worker").await?;
     let refused = worker.consume(&"secret".parse()?, 8).await.err().expect("another account's queue");

@@ -15,7 +15,7 @@ pub async fn both_ends_go_on_after_the_broker_restarts(rig: &mut dyn Rig) -> Res
     let mut signals = worker.listen("changes").await?;
     producer.submit(request("before")).await?;
     let held = next(&mut consumer).await?;
-    rig.kill();
+    rig.kill()?;
     tokio::time::sleep(Duration::from_millis(500)).await;
     rig.restart()?;
     // Whether this still counts is the broker's affair; if not, it says so, and the request comes again.

@@ -7,10 +7,9 @@ use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use bytes::Bytes;
 use sluice_broker::{Options, connect};
-use sluice_core::broker::{Broker, Consumer, Delivery, QueueLimits, Receipt, Submission};
+use sluice_core::broker::{Broker, Consumer, Delivery, Limited, QueueLimits, Receipt, Submission};
 use sluice_core::{Envelope, Lane, ModelName, ReplyTo};
-use xtask::process::NatsServer;
-use xtask::rabbitmq::RabbitServer;
+use xtask::broker::{Kind, Server};
 
 /// How long a test waits for what must happen.
 pub const SOON: Duration = Duration::from_secs(60);
@@ -30,7 +29,7 @@ pub trait Rig: Send {
     /// One of the same kind that has not been started yet.
     fn absent(&self) -> Result<Box<dyn Rig>>;
     /// Ends it without warning; its store stays.
-    fn kill(&mut self);
+    fn kill(&mut self) -> Result<()>;
     /// Starts it again on the same port and store.
     fn restart(&mut self) -> Result<()>;
     /// Makes it impossible to store dead letters.
@@ -44,14 +43,14 @@ pub trait Rig: Send {
 }
 
 pub struct NatsRig {
-    server: NatsServer,
+    server: Server,
     _folder: tempfile::TempDir,
 }
 
 impl NatsRig {
     pub fn start() -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        Ok(Self { server: NatsServer::start("dev.conf", folder.path(), &[])?, _folder: folder })
+        Ok(Self { server: Server::start(Kind::Nats, folder.path())?, _folder: folder })
     }
 
     async fn jetstream(&self) -> Result<async_nats::jetstream::Context> {
@@ -67,11 +66,11 @@ impl Rig for NatsRig {
 
     fn absent(&self) -> Result<Box<dyn Rig>> {
         let folder = tempfile::tempdir()?;
-        Ok(Box::new(Self { server: NatsServer::prepare("dev.conf", folder.path())?, _folder: folder }))
+        Ok(Box::new(Self { server: Server::prepare(Kind::Nats, folder.path())?, _folder: folder }))
     }
 
-    fn kill(&mut self) {
-        self.server.kill();
+    fn kill(&mut self) -> Result<()> {
+        self.server.kill()
     }
 
     fn restart(&mut self) -> Result<()> {
@@ -103,18 +102,22 @@ impl Rig for NatsRig {
     }
 }
 
-/// A virtual host of its own on a real RabbitMQ.
 pub struct AmqpRig {
-    server: RabbitServer,
-    vhost: String,
+    server: Server,
     _folder: tempfile::TempDir,
 }
 
 impl AmqpRig {
-    pub async fn start() -> Result<Self> {
+    /// A virtual host of its own on a RabbitMQ that the tests of a run share.
+    pub fn start() -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let server = RabbitServer::start(folder.path())?;
-        Ok(Self { server, vhost: "%2f".into(), _folder: folder })
+        Ok(Self { server: Server::share(Kind::RabbitMq, folder.path())?, _folder: folder })
+    }
+
+    /// One that can be killed.
+    pub fn alone() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        Ok(Self { server: Server::start(Kind::RabbitMq, folder.path())?, _folder: folder })
     }
 
     async fn channel(&self) -> Result<lapin::Channel> {
@@ -126,23 +129,22 @@ impl AmqpRig {
 #[async_trait]
 impl Rig for AmqpRig {
     fn url(&self) -> String {
-        format!("{}/{}", self.server.url(), self.vhost)
+        self.server.url()
     }
 
     fn options(&self) -> Options {
-        Options { management: Some(self.server.management()), ..Options::new(self.url(), "contract") }
+        Options { management: self.server.management(), ..Options::new(self.url(), "contract") }
     }
 
     fn absent(&self) -> Result<Box<dyn Rig>> {
         let folder = tempfile::tempdir()?;
-        let server = RabbitServer::prepare(folder.path())?;
-        Ok(Box::new(Self { server, vhost: "%2f".into(), _folder: folder }))
+        Ok(Box::new(Self { server: Server::prepare(Kind::RabbitMq, folder.path())?, _folder: folder }))
     }
 
     /// Stopped in good order: RabbitMQ 3.10 writes down where a new quorum queue or stream is only minutes after it was made,
     /// and killed before that it can no longer serve it.
-    fn kill(&mut self) {
-        self.server.stop().expect("RabbitMQ stops");
+    fn kill(&mut self) -> Result<()> {
+        self.server.stop()
     }
 
     fn restart(&mut self) -> Result<()> {
@@ -200,7 +202,7 @@ pub async fn with_queue(rig: &dyn Rig) -> Result<Arc<dyn Broker>> {
 
 pub async fn with_limits(rig: &dyn Rig, length: u64, message_bytes: u64) -> Result<Arc<dyn Broker>> {
     let broker = connection(rig).await?;
-    broker.ensure_queue(&model(), &QueueLimits { length, message_bytes }).await?;
+    assert_eq!(broker.ensure_queue(&model(), &QueueLimits { length, message_bytes }).await?, Limited::AsAsked);
     Ok(broker)
 }
 

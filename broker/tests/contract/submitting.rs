@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use bytes::Bytes;
 use sluice_core::ReplyTo;
-use sluice_core::broker::{Broker, BrokerError, QueueLimits, Receipt, Reply, Settlement, Submission};
+use sluice_core::broker::{Broker, BrokerError, Limited, QueueLimits, Receipt, Reply, Settlement, Submission};
 use sluice_core::codec::ContentType;
 
 use crate::rig::{self, Rig, counts, id, model, next, request, wait_for_counts, with_limits, with_queue};
@@ -13,7 +13,7 @@ use crate::rig::{self, Rig, counts, id, model, next, request, wait_for_counts, w
 pub async fn a_request_is_stored_before_its_receipt(rig: &mut dyn Rig) -> Result<()> {
     let broker = with_queue(rig).await?;
     broker.submit(request("r1")).await?;
-    rig.kill();
+    rig.kill()?;
     rig.restart()?;
     let broker = rig::connection(rig).await?;
     let mut consumer = broker.consume(&model(), 8).await?;
@@ -114,8 +114,8 @@ pub async fn limits_change_in_place(rig: &mut dyn Rig) -> Result<()> {
     until_full(&broker).await?;
     let (taken, _) = counts(&broker).await?;
     let larger = QueueLimits { length: taken + 10, message_bytes: 4096 };
-    broker.ensure_queue(&model(), &larger).await?;
-    broker.ensure_queue(&model(), &larger).await?;
+    assert_eq!(broker.ensure_queue(&model(), &larger).await?, Limited::AsAsked);
+    assert_eq!(broker.ensure_queue(&model(), &larger).await?, Limited::AsAsked);
     rig::submit(&broker, request("another")).await?;
     wait_for_counts(&broker, (taken + 1, 0)).await?;
     assert_eq!(broker.queues().await?, [model()]);

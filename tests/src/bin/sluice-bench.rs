@@ -15,6 +15,7 @@ use sluice_core::codec::{self, ContentType};
 use sluice_core::{Datatype, Envelope, InferRequest, Tensor};
 use sluice_e2e::fixture::Script;
 use sluice_e2e::{Stack, binaries};
+use xtask::broker::Kind;
 use xtask::process::Service;
 
 /// The one that the command line has, which this stands for.
@@ -139,7 +140,7 @@ async fn overhead(options: &Options, wanted: &dyn Fn(&str) -> bool, rows: &mut V
 
 /// One run of the raw loop, on a server of its own: what a server remembers of an earlier run slows it down.
 fn raw(window: usize, seconds: f64, packed: usize) -> Result<Measured> {
-    let stack = Stack::start()?;
+    let stack = Stack::alone(Kind::Nats)?;
     let raw = binary("examples/raw_nats")?;
     let mut serving = Service::start("raw", Command::new(&raw).args(["serve", &stack.server.url()]), stack.folder())?;
     serving.wait_for_line("serving", Duration::from_secs(10))?;
@@ -150,7 +151,7 @@ fn raw(window: usize, seconds: f64, packed: usize) -> Result<Measured> {
 
 /// One run of ours, on a server of its own, and the milliseconds that the model itself takes for a batch.
 async fn echo(window: usize, seconds: f64, packed: usize) -> Result<(Measured, f64)> {
-    let mut stack = Stack::start()?;
+    let mut stack = Stack::alone(Kind::Nats)?;
     let manifest = "name = \"echo\"\ninputs = [{ name = \"x\", datatype = \"FP32\", shape = [-1, 128] }]\n\
         outputs = [{ name = \"y\", datatype = \"FP32\", shape = [-1, 128] }]\n\
         [batching]\nmax_rows = 256\n[limits]\nqueue_length = 1000000\n";
@@ -173,7 +174,7 @@ struct Alone {
 
 /// A model that takes milliseconds a row, against libtorch alone at its best batch size and with the same threads.
 async fn compute(options: &Options) -> Result<Row> {
-    let mut stack = Stack::start()?;
+    let mut stack = Stack::alone(Kind::Nats)?;
     let package = stack.folder().join("heavy");
     let manifest = package.join("model.toml");
     let made = Command::new(binary("examples/make_heavy")?).arg(&package).status()?;

@@ -8,12 +8,12 @@ use sluice_core::broker::{Receipt, Submission};
 use sluice_core::clock::unix_ms;
 use sluice_core::codec::{self, ContentType};
 use sluice_core::{Envelope, ErrorCode, Lane};
-use sluice_e2e::stack::{SOON, envelope, floats, next, rows, submit, wait_until_empty};
+use sluice_e2e::stack::{SOON, envelope, floats, next, rows, submit};
 use sluice_e2e::{Stack, fixture};
+use xtask::broker::Kind;
 
-#[tokio::test]
-async fn requests_are_batched_and_each_gets_its_own_answer() -> Result<()> {
-    let mut stack = Stack::start()?;
+pub async fn requests_are_batched_and_each_gets_its_own_answer(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
     let package = fixture::doubler(stack.folder(), "m", 50, "[batching]\nmax_rows = 16")?;
     let worker = stack.worker(&[(&package, 2)], "")?;
     let broker = stack.connect().await?;
@@ -35,7 +35,7 @@ async fn requests_are_batched_and_each_gets_its_own_answer() -> Result<()> {
         let values = expected.remove(reply.id.as_str());
         assert_eq!(Ok(values.expect("each is answered once")), floats(&reply), "{}", reply.id);
     }
-    wait_until_empty(&broker, &model).await?;
+    stack.wait_until_empty(&broker, &model).await?;
     let batches = worker.metric("sluice_batches_total", &[])?;
     assert!(batches < 300.0, "{batches} batches for 300 requests: nothing was batched");
     assert_eq!(worker.metric("sluice_requests_total", &["outcome=\"ok\""])?, 300.0);
@@ -47,9 +47,8 @@ async fn requests_are_batched_and_each_gets_its_own_answer() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn json_is_answered_in_json_and_only_the_wanted_outputs() -> Result<()> {
-    let mut stack = Stack::start()?;
+pub async fn json_is_answered_in_json_and_only_the_wanted_outputs(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
     let package = fixture::doubler(stack.folder(), "m", 0, "")?;
     let _worker = stack.worker(&[(&package, 1)], "")?;
     let broker = stack.connect().await?;
@@ -78,9 +77,8 @@ async fn json_is_answered_in_json_and_only_the_wanted_outputs() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn expired_deadlines_cost_no_compute() -> Result<()> {
-    let mut stack = Stack::start()?;
+pub async fn expired_deadlines_cost_no_compute(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
     let package = fixture::doubler(stack.folder(), "m", 0, "")?;
     // They wait until nobody wants them any more: there is a queue, and no worker.
     stack.worker(&[(&package, 1)], "")?.process.stop(SOON)?;
@@ -104,9 +102,8 @@ async fn expired_deadlines_cost_no_compute() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn a_deadline_that_passes_while_a_slot_is_busy_is_answered_at_once() -> Result<()> {
-    let mut stack = Stack::start()?;
+pub async fn a_deadline_that_passes_while_a_slot_is_busy_is_answered_at_once(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
     // One long batch holds the only slot.
     let package = fixture::doubler(stack.folder(), "m", 3000, "[batching]\nmax_rows = 1")?;
     let worker = stack.worker(&[(&package, 1)], "")?;
@@ -128,9 +125,8 @@ async fn a_deadline_that_passes_while_a_slot_is_busy_is_answered_at_once() -> Re
     Ok(())
 }
 
-#[tokio::test]
-async fn a_version_that_is_not_served_and_a_lost_way_back_are_told() -> Result<()> {
-    let mut stack = Stack::start()?;
+pub async fn a_version_that_is_not_served_and_a_lost_way_back_are_told(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
     let package = fixture::doubler(stack.folder(), "m", 0, "version = \"7\"")?;
     let _worker = stack.worker(&[(&package, 1)], "")?;
     let broker = stack.connect().await?;
@@ -145,16 +141,15 @@ async fn a_version_that_is_not_served_and_a_lost_way_back_are_told() -> Result<(
     let mute = Envelope { reply_to: None, ..envelope("mute", &*inbox) };
     broker.submit(Submission::new("m".parse()?, mute, rows(&[[1.0; 4]]))).await?;
     let model = "m".parse()?;
-    wait_until_empty(&broker, &model).await?;
+    stack.wait_until_empty(&broker, &model).await?;
     let letters = broker.dead_letters(&model, 5).await?;
     assert_eq!(letters.len(), 1, "neither answered nor lost");
     assert!(letters[0].death.reason.contains("sluice-reply-to"), "{:?}", letters[0].death);
     Ok(())
 }
 
-#[tokio::test]
-async fn a_durable_answer_is_there_for_whoever_comes_later() -> Result<()> {
-    let mut stack = Stack::start()?;
+pub async fn a_durable_answer_is_there_for_whoever_comes_later(kind: Kind) -> Result<()> {
+    let mut stack = Stack::alone(kind)?;
     let package = fixture::doubler(stack.folder(), "m", 0, "")?;
     let worker = stack.worker(&[(&package, 1)], "")?;
     let job = "job-1".parse()?;

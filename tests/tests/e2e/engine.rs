@@ -7,6 +7,7 @@ use sluice_core::{Datatype, InferRequest, InferResponse, Tensor};
 use sluice_e2e::Stack;
 use sluice_e2e::fixture::Script;
 use sluice_e2e::stack::{SOON, envelope, next};
+use xtask::broker::Kind;
 
 fn tensor(name: &str, datatype: Datatype, shape: &[i64], data: Vec<u8>) -> Tensor {
     Tensor { name: name.into(), datatype, shape: shape.into(), data: data.into() }
@@ -18,7 +19,7 @@ fn single(values: &[f32]) -> Vec<u8> {
 
 /// Asks a package once.
 async fn ask(script: &Script<'_>, requests: Vec<Vec<Tensor>>) -> Result<Vec<InferResponse<'static>>> {
-    let mut stack = Stack::start()?;
+    let mut stack = Stack::start(Kind::Nats)?;
     let package = script.write(stack.folder(), "m")?;
     let _worker = stack.worker(&[(&package, 1)], "")?;
     let broker = stack.connect().await?;
@@ -136,7 +137,7 @@ async fn named_dimensions_are_padded_and_cut_back() -> Result<()> {
 
 /// What the worker says about a package that it cannot serve.
 fn refusal(script: &Script<'_>) -> Result<String> {
-    let mut stack = Stack::start()?;
+    let mut stack = Stack::start(Kind::Nats)?;
     let package = script.write(stack.folder(), "m")?;
     let mut worker = stack.launch(&[(&package, 1)], "")?;
     let status = worker.process.wait(SOON)?;
@@ -179,7 +180,7 @@ fn what_cannot_be_served_is_refused_by_name() -> Result<()> {
 
 #[test]
 fn a_cuda_device_that_is_not_there_is_an_error_that_names_it() -> Result<()> {
-    let stack = Stack::start()?;
+    let stack = Stack::start(Kind::Nats)?;
     let manifest =
         format!("name = \"m\"\n{ONE_IN}outputs = [{{ name = \"y\", datatype = \"FP32\", shape = [-1, 2] }}]\n");
     let package = Script { signature: "x: Tensor) -> Tensor", body: &["return x"], manifest: &manifest }

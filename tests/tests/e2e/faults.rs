@@ -10,11 +10,12 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
-use sluice_core::broker::{Broker, BrokerError, QueueLimits, Replies, Submission};
+use sluice_core::broker::{Broker, BrokerError, Limited, QueueLimits, Replies, Submission};
 use sluice_core::codec::ContentType;
 use sluice_core::{Envelope, ErrorCode, ReplyTo};
-use sluice_e2e::stack::{SOON, envelope, floats, next, rows, submit, wait_until_empty};
+use sluice_e2e::stack::{SOON, envelope, floats, next, rows, submit};
 use sluice_e2e::{Stack, fixture};
+use xtask::broker::Kind;
 
 /// A model that takes some milliseconds a batch.
 fn steady(folder: &Path, extra: &str) -> Result<std::path::PathBuf> {
@@ -56,9 +57,8 @@ async fn all_answered(results: &mut Box<dyn Replies>, count: usize) -> Result<()
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_worker_killed_in_the_middle_of_batches_loses_nothing() -> Result<()> {
-    let mut stack = Stack::start()?;
+pub async fn a_worker_killed_in_the_middle_of_batches_loses_nothing(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
     let package = steady(stack.folder(), "")?;
     let mut doomed = stack.worker(&[(&package, 2)], QUICK)?;
     let broker = stack.connect().await?;
@@ -73,15 +73,14 @@ async fn a_worker_killed_in_the_middle_of_batches_loses_nothing() -> Result<()> 
     submitting?;
     all_answered(&mut results, 1500).await?;
     let model = "m".parse()?;
-    wait_until_empty(&broker, &model).await?;
+    stack.wait_until_empty(&broker, &model).await?;
     assert!(broker.dead_letters(&model, 10).await?.is_empty());
     assert!(second.metric("sluice_requests_total", &["outcome=\"ok\""])? > 0.0);
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn sigterm_under_load_loses_nothing_and_charges_no_attempt() -> Result<()> {
-    let mut stack = Stack::start()?;
+pub async fn sigterm_under_load_loses_nothing_and_charges_no_attempt(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
     // With a single attempt, a request that were charged for the drain would become a dead letter.
     let package = steady(stack.folder(), "[limits]\nattempts = 1")?;
     let mut first = stack.worker(&[(&package, 2)], "")?;
@@ -98,14 +97,13 @@ async fn sigterm_under_load_loses_nothing_and_charges_no_attempt() -> Result<()>
     }
     all_answered(&mut results, 1200).await?;
     let model = "m".parse()?;
-    wait_until_empty(&broker, &model).await?;
+    stack.wait_until_empty(&broker, &model).await?;
     assert!(broker.dead_letters(&model, 10).await?.is_empty(), "a drain charged an attempt");
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_broker_restarted_under_load_loses_nothing() -> Result<()> {
-    let mut stack = Stack::start()?;
+pub async fn a_broker_restarted_under_load_loses_nothing(kind: Kind) -> Result<()> {
+    let mut stack = Stack::alone(kind)?;
     let package = steady(stack.folder(), "")?;
     // Longer than the outage: an outage beyond the hold time charges what was in flight.
     let worker = stack.worker(&[(&package, 2)], "hold_time = \"6s\"")?;
@@ -125,14 +123,13 @@ async fn a_broker_restarted_under_load_loses_nothing() -> Result<()> {
     submitting.await??;
     all_answered(&mut results, 1500).await?;
     let model = "m".parse()?;
-    wait_until_empty(&broker, &model).await?;
+    stack.wait_until_empty(&broker, &model).await?;
     assert!(broker.dead_letters(&model, 10).await?.is_empty());
     Ok(())
 }
 
-#[tokio::test]
-async fn a_poison_request_fails_alone() -> Result<()> {
-    let mut stack = Stack::start()?;
+pub async fn a_poison_request_fails_alone(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
     // A slot that waits a little gathers all of them into one batch.
     let package = fixture::doubler(stack.folder(), "m", 0, "[batching]\nmax_rows = 32\nmax_delay = \"300ms\"")?;
     let worker = stack.worker(&[(&package, 1)], "")?;
@@ -163,7 +160,7 @@ async fn a_poison_request_fails_alone() -> Result<()> {
         }
     }
     let model = "m".parse()?;
-    wait_until_empty(&broker, &model).await?;
+    stack.wait_until_empty(&broker, &model).await?;
     let letters = broker.dead_letters(&model, 10).await?;
     assert_eq!(letters.len(), 1);
     assert_eq!(
@@ -184,9 +181,8 @@ async fn a_poison_request_fails_alone() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn a_request_whose_worker_died_each_time_ends_as_a_dead_letter() -> Result<()> {
-    let mut stack = Stack::start()?;
+pub async fn a_request_whose_worker_died_each_time_ends_as_a_dead_letter(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
     // One that never ends: each worker that takes it is found hung, and ends so that a fresh one can start.
     let body = [
         "_0 = bool(torch.gt(torch.max(x), 1000000.))",
@@ -243,7 +239,7 @@ async fn a_request_whose_worker_died_each_time_ends_as_a_dead_letter() -> Result
         [good("r0"), good("r1"), good("r2"), ("r3".into(), Some(ErrorCode::Aborted)), good("r4"), good("r5")];
     assert_eq!(codes, expected);
     let model = "m".parse()?;
-    wait_until_empty(&broker, &model).await?;
+    stack.wait_until_empty(&broker, &model).await?;
     let letters = broker.dead_letters(&model, 10).await?;
     assert_eq!(
         letters.iter().map(|letter| (letter.id.as_str(), letter.death.attempts)).collect::<Vec<_>>(),
@@ -252,13 +248,15 @@ async fn a_request_whose_worker_died_each_time_ends_as_a_dead_letter() -> Result
     Ok(())
 }
 
-#[tokio::test]
-async fn a_full_queue_refuses_and_loses_nothing_that_it_took() -> Result<()> {
-    let mut stack = Stack::start()?;
+pub async fn a_full_queue_refuses_and_loses_nothing_that_it_took(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
     let package = fixture::doubler(stack.folder(), "m", 0, "[limits]\nqueue_length = 50")?;
     let broker = stack.connect().await?;
     let model = "m".parse()?;
-    broker.ensure_queue(&model, &QueueLimits { length: 50, message_bytes: 1 << 20 }).await?;
+    assert_eq!(
+        broker.ensure_queue(&model, &QueueLimits { length: 50, message_bytes: 1 << 20 }).await?,
+        Limited::AsAsked
+    );
     let mut results = broker.results(&"job".parse()?).await?;
     let mut accepted = BTreeSet::new();
     let mut refused = 0;
@@ -270,7 +268,11 @@ async fn a_full_queue_refuses_and_loses_nothing_that_it_took() -> Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
-    assert_eq!((accepted.len(), refused), (50, 30));
+    if broker.capabilities().exact_length {
+        assert_eq!((accepted.len(), refused), (50, 30));
+    } else {
+        assert!(accepted.len() >= 50 && refused > 0, "{} accepted, {refused} refused", accepted.len());
+    }
     let _worker = stack.worker(&[(&package, 1)], "")?;
     while !accepted.is_empty() {
         let reply = next(&mut results).await?;
@@ -279,9 +281,8 @@ async fn a_full_queue_refuses_and_loses_nothing_that_it_took() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn thousands_of_malformed_bodies_harm_nobody_else() -> Result<()> {
-    let mut stack = Stack::start()?;
+pub async fn thousands_of_malformed_bodies_harm_nobody_else(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
     let package = fixture::doubler(stack.folder(), "m", 0, "")?;
     let mut worker = stack.worker(&[(&package, 1)], "")?;
     let broker = stack.connect().await?;
@@ -323,7 +324,7 @@ async fn thousands_of_malformed_bodies_harm_nobody_else() -> Result<()> {
     while !open.is_empty() {
         take(&mut inbox, &mut open).await?;
     }
-    wait_until_empty(&broker, &"m".parse()?).await?;
+    stack.wait_until_empty(&broker, &"m".parse()?).await?;
     assert!(worker.process.ended().is_none(), "{}", worker.process.log());
     Ok(())
 }

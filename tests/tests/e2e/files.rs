@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use sluice_e2e::stack::SOON;
 use sluice_e2e::{Stack, binaries, fixture};
+use xtask::broker::Kind;
 
 fn lines(stack: &Stack, name: &str) -> Result<Vec<Value>> {
     let text = std::fs::read_to_string(stack.folder().join(name)).with_context(|| format!("no {name}"))?;
@@ -16,9 +17,8 @@ fn stderr(output: &std::process::Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-#[test]
-fn digits_from_a_file_are_recognised_in_order() -> Result<()> {
-    let mut stack = Stack::start()?;
+pub async fn digits_from_a_file_are_recognised_in_order(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
     let package = binaries::root().join("models/digits");
     let _worker = stack.worker(&[(&package, 2)], "")?;
     let data = package.join("digits.csv.gz").display().to_string();
@@ -44,9 +44,8 @@ fn digits_from_a_file_are_recognised_in_order() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn failed_rows_go_to_their_own_file_with_line_and_reason() -> Result<()> {
-    let mut stack = Stack::start()?;
+pub async fn failed_rows_go_to_their_own_file_with_line_and_reason(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
     let package = fixture::doubler(stack.folder(), "m", 0, "")?;
     let _worker = stack.worker(&[(&package, 1)], "")?;
     stack.file("rows.csv", "1,2,3,4\n1,2,x,4\n5,6,7,8\n1,2,3\n9000000,0,0,0\n2,2,2,2\n")?;
@@ -86,10 +85,9 @@ fn failed_rows_go_to_their_own_file_with_line_and_reason() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn standard_input_goes_to_standard_output() -> Result<()> {
+pub async fn standard_input_goes_to_standard_output(kind: Kind) -> Result<()> {
     use std::io::Write;
-    let mut stack = Stack::start()?;
+    let mut stack = Stack::start(kind)?;
     let package = fixture::doubler(stack.folder(), "m", 0, "")?;
     let _worker = stack.worker(&[(&package, 1)], "")?;
     let mut command = stack.cli_command(&["submit", "m", "-", "-o", "-"])?;
@@ -105,9 +103,8 @@ fn standard_input_goes_to_standard_output() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn an_interrupted_run_is_resumed_without_asking_again() -> Result<()> {
-    let mut stack = Stack::start()?;
+pub async fn an_interrupted_run_is_resumed_without_asking_again(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
     let package = fixture::doubler(stack.folder(), "m", 40, "[batching]\nmax_rows = 4")?;
     let worker = stack.worker(&[(&package, 1)], "")?;
     let rows: String = (0..4000).map(|row| format!("[{row},0,0,0]\n")).collect();
@@ -146,9 +143,8 @@ fn an_interrupted_run_is_resumed_without_asking_again() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn one_request_is_answered_on_the_spot() -> Result<()> {
-    let mut stack = Stack::start()?;
+pub async fn one_request_is_answered_on_the_spot(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
     let package = fixture::doubler(stack.folder(), "m", 0, "")?;
     let _worker = stack.worker(&[(&package, 1)], "")?;
     let run = stack.cli(&["infer", "m", "--input", "x=[[1,2,3,4]]"])?;
@@ -162,9 +158,8 @@ fn one_request_is_answered_on_the_spot() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn what_is_wrong_is_said_at_once_and_by_name() -> Result<()> {
-    let mut stack = Stack::start()?;
+pub async fn what_is_wrong_is_said_at_once_and_by_name(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
     let package = fixture::doubler(stack.folder(), "m", 0, "")?;
     let _worker = stack.worker(&[(&package, 1)], "")?;
     stack.file("rows.jsonl", "[1,2,3,4]\n")?;
@@ -190,14 +185,19 @@ fn what_is_wrong_is_said_at_once_and_by_name() -> Result<()> {
         assert_eq!(run.status.code(), Some(code), "{arguments:?}: {text}");
         assert!(text.contains(expected), "{arguments:?}: {text}");
     }
-    let absent = stack.cli(&["--broker", "nats://127.0.0.1:1", "queue"])?;
-    assert!(stderr(&absent).contains("no broker answers at `nats://127.0.0.1:1`"), "{}", stderr(&absent));
+    let url = match kind {
+        Kind::Nats => "nats://127.0.0.1:1",
+        Kind::RabbitMq => "amqp://127.0.0.1:1",
+    };
+    let began = Instant::now();
+    let absent = stack.cli(&["--broker", url, "queue"])?;
+    assert!(stderr(&absent).contains(&format!("no broker answers at `{url}")), "{}", stderr(&absent));
+    assert!(began.elapsed() < SOON, "it gives up");
     Ok(())
 }
 
-#[test]
-fn a_file_is_not_held_in_memory() -> Result<()> {
-    let mut stack = Stack::start()?;
+pub async fn a_file_is_not_held_in_memory(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
     let package =
         fixture::doubler(stack.folder(), "m", 0, "[batching]\nmax_rows = 4096\n[limits]\nqueue_length = 1000")?;
     let _worker = stack.worker(&[(&package, 1)], "")?;

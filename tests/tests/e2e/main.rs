@@ -1,7 +1,60 @@
-//! End to end: real servers, real binaries.
+//! End to end: real servers, real binaries, on each broker.
 
 mod answers;
 mod engine;
 mod faults;
 mod files;
 mod operations;
+
+use xtask::broker::Kind;
+
+/// One test per behaviour and broker.
+macro_rules! on_each_broker {
+    ($($area:ident: $($behaviour:ident),+ $(,)?;)+) => {
+        on_each_broker!(nats Kind::Nats, $($area: $($behaviour),+;)+);
+        on_each_broker!(rabbitmq Kind::RabbitMq, $($area: $($behaviour),+;)+);
+    };
+    ($module:ident $kind:expr, $($area:ident: $($behaviour:ident),+;)+) => {
+        mod $module {
+            use super::*;
+            $($(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $behaviour() -> anyhow::Result<()> {
+                    $area::$behaviour($kind).await
+                }
+            )+)+
+        }
+    };
+}
+
+on_each_broker! {
+    answers:
+        requests_are_batched_and_each_gets_its_own_answer,
+        json_is_answered_in_json_and_only_the_wanted_outputs,
+        expired_deadlines_cost_no_compute,
+        a_deadline_that_passes_while_a_slot_is_busy_is_answered_at_once,
+        a_version_that_is_not_served_and_a_lost_way_back_are_told,
+        a_durable_answer_is_there_for_whoever_comes_later;
+    files:
+        digits_from_a_file_are_recognised_in_order,
+        failed_rows_go_to_their_own_file_with_line_and_reason,
+        standard_input_goes_to_standard_output,
+        an_interrupted_run_is_resumed_without_asking_again,
+        one_request_is_answered_on_the_spot,
+        what_is_wrong_is_said_at_once_and_by_name,
+        a_file_is_not_held_in_memory;
+    operations:
+        a_worker_may_start_before_its_broker_and_says_what_it_waits_for,
+        the_queue_command_counts_what_waits,
+        the_python_producer_of_the_documentation_gets_its_answers,
+        configuration_faults_are_told_with_their_keys,
+        a_second_signal_ends_at_once;
+    faults:
+        a_worker_killed_in_the_middle_of_batches_loses_nothing,
+        sigterm_under_load_loses_nothing_and_charges_no_attempt,
+        a_broker_restarted_under_load_loses_nothing,
+        a_poison_request_fails_alone,
+        a_request_whose_worker_died_each_time_ends_as_a_dead_letter,
+        a_full_queue_refuses_and_loses_nothing_that_it_took,
+        thousands_of_malformed_bodies_harm_nobody_else;
+}

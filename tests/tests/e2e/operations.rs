@@ -7,12 +7,12 @@ use serde_json::Value;
 use sluice_core::broker::Submission;
 use sluice_e2e::stack::{SOON, envelope, next, rows};
 use sluice_e2e::{Stack, binaries, fixture};
+use xtask::broker::Kind;
 
-#[tokio::test]
-async fn a_worker_may_start_before_its_broker_and_says_what_it_waits_for() -> Result<()> {
-    let mut stack = Stack::start()?;
+pub async fn a_worker_may_start_before_its_broker_and_says_what_it_waits_for(kind: Kind) -> Result<()> {
+    let mut stack = Stack::alone(kind)?;
     let package = fixture::doubler(stack.folder(), "m", 0, "")?;
-    stack.server.kill();
+    stack.server.stop()?;
     let mut worker = stack.launch(&[(&package, 1)], "")?;
     worker.process.wait_for_line("waiting for the broker", SOON)?;
     assert_eq!(worker.admin("/live")?.0, 200);
@@ -28,9 +28,8 @@ async fn a_worker_may_start_before_its_broker_and_says_what_it_waits_for() -> Re
     Ok(())
 }
 
-#[tokio::test]
-async fn the_queue_command_counts_what_waits() -> Result<()> {
-    let mut stack = Stack::start()?;
+pub async fn the_queue_command_counts_what_waits(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
     let package = fixture::doubler(stack.folder(), "m", 0, "")?;
     drop(stack.worker(&[(&package, 1)], "")?);
     let broker = stack.connect().await?;
@@ -48,15 +47,18 @@ async fn the_queue_command_counts_what_waits() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn the_python_producer_of_the_documentation_gets_its_answers() -> Result<()> {
-    let mut stack = Stack::start()?;
+pub async fn the_python_producer_of_the_documentation_gets_its_answers(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
     let package = fixture::doubler(stack.folder(), "m", 0, "")?;
     let _worker = stack.worker(&[(&package, 1)], "")?;
     let packages = xtask::setup::python_packages()?;
+    let example = match kind {
+        Kind::Nats => "docs/examples/producer_nats.py",
+        Kind::RabbitMq => "docs/examples/producer_amqp.py",
+    };
     let run = |rows: &str| {
         let mut python = std::process::Command::new("python3");
-        python.arg(binaries::root().join("docs/examples/producer.py")).args([&stack.server.url(), "m", "x", rows]);
+        python.arg(binaries::root().join(example)).args([&stack.server.url(), "m", "x", rows]);
         python.env("PYTHONPATH", &packages).output()
     };
     let output = run("[[1,2,3,4],[5,6,7,8]]")?;
@@ -74,9 +76,8 @@ fn the_python_producer_of_the_documentation_gets_its_answers() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn configuration_faults_are_told_with_their_keys() -> Result<()> {
-    let stack = Stack::start()?;
+pub async fn configuration_faults_are_told_with_their_keys(kind: Kind) -> Result<()> {
+    let stack = Stack::start(kind)?;
     let worker = binaries::path("sluice-worker")?;
     let run = |config: &str| -> Result<String> {
         let file = stack.file("worker.toml", config)?;
@@ -93,9 +94,8 @@ fn configuration_faults_are_told_with_their_keys() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_second_signal_ends_at_once() -> Result<()> {
-    let mut stack = Stack::start()?;
+pub async fn a_second_signal_ends_at_once(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
     // A batch that outlives any patience.
     let package =
         fixture::doubler(stack.folder(), "m", 200_000, "[batching]\nmax_rows = 1\n[limits]\nbatch_time = \"10m\"")?;

@@ -2,7 +2,7 @@
 """Asks a model twice, with nothing but a NATS client. docs/protocol.md explains every step.
 
     pip install nats-py msgpack
-    python producer.py nats://127.0.0.1:4222 MODEL INPUT_NAME '[[1,2,3,4],[5,6,7,8]]'
+    python producer_nats.py nats://127.0.0.1:4222 MODEL INPUT_NAME '[[1,2,3,4],[5,6,7,8]]'
 
 First MessagePack to a live inbox, then JSON to durable results. Each prints the outputs as one line of JSON.
 """

@@ -1,0 +1,280 @@
+//! What a model's requests come by: a consumer for each lane and one for retries, on one channel, each with its share of the
+//! credit as prefetch.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt};
+use lapin::Channel;
+use lapin::message::Delivery as Message;
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use tracing::warn;
+
+use sluice_core::broker::{BrokerError, Delivery, Result, Settlement};
+use sluice_core::{Envelope, Lane, ModelName};
+
+use super::connect::Link;
+use super::error::{is_not_found, other};
+use super::settle::AmqpHold;
+use super::share::{self, SOURCES};
+use super::{headers, names};
+use crate::turns::Turns;
+
+/// A source that held all that it may is taken for busy for so long.
+const BUSY_FOR: Duration = Duration::from_secs(1);
+
+pub(super) struct Sources {
+    link: Arc<Link>,
+    model: ModelName,
+    /// `None` until it is made, and after it was lost.
+    channel: Option<Channel>,
+    each: [Source; SOURCES],
+    turns: Turns<SOURCES>,
+    /// When the credit was last divided.
+    divided: Instant,
+}
+
+#[derive(Default)]
+struct Source {
+    consumer: Option<lapin::Consumer>,
+    prefetch: usize,
+    /// Received and not handed out, each with the count that it is part of.
+    buffered: VecDeque<(Message, Unsettled)>,
+    /// What this consumer received and nobody settled.
+    unsettled: Unsettled,
+    /// The same of the consumers before it, while there is any.
+    former: Vec<Unsettled>,
+    /// When it last held all that it may.
+    full: Option<Instant>,
+}
+
+type Unsettled = Arc<AtomicUsize>;
+
+/// What each source is called by; the last one is the retries.
+fn queue(model: &ModelName, source: usize) -> String {
+    match Lane::ALL.get(source) {
+        Some(lane) => names::lane_queue(model, *lane),
+        None => names::retried_queue(model),
+    }
+}
+
+impl Sources {
+    pub(super) fn new(link: &Arc<Link>, model: &ModelName) -> Self {
+        Self {
+            link: Arc::clone(link),
+            model: model.clone(),
+            channel: None,
+            each: Default::default(),
+            turns: Turns::new(share::WEIGHT),
+            divided: Instant::now(),
+        }
+    }
+
+    /// How long ago it was last looked whether the shares are right.
+    pub(super) fn last_divided(&self) -> Duration {
+        self.divided.elapsed()
+    }
+
+    /// Waits for something to come, or for the channel's end.
+    pub(super) async fn receive(&mut self) {
+        let [high, normal, low, retried] = &mut self.each;
+        let open = tokio::select! {
+            open = high.receive() => open,
+            open = normal.receive() => open,
+            open = low.receive() => open,
+            open = retried.receive() => open,
+        };
+        if !open {
+            self.lose_channel();
+        }
+    }
+
+    /// The next request if one has come.
+    pub(super) fn ready(&mut self) -> Option<Delivery> {
+        let mut lost = false;
+        for source in &mut self.each {
+            while let Some(open) = source.receive().now_or_never() {
+                if !open {
+                    lost = true;
+                    break;
+                }
+            }
+        }
+        if lost {
+            self.lose_channel();
+        }
+        let source = self.turns.next(self.each.each_ref().map(|source| !source.buffered.is_empty()))?;
+        let (message, unsettled) = self.each[source].buffered.pop_front()?;
+        Some(self.deliver(source, message, unsettled))
+    }
+
+    /// Stops receiving, and gives back what was not handed out.
+    pub(super) async fn stop(mut self) {
+        for source in 0..SOURCES {
+            if self.cancel(source).await.is_err() {
+                // Its channel is gone, and what it held comes back by itself.
+                return;
+            }
+        }
+        for source in 0..SOURCES {
+            while let Some((message, unsettled)) = self.each[source].buffered.pop_front() {
+                if let Err(error) = self.deliver(source, message, unsettled).hold.settle(Settlement::GiveBack).await {
+                    warn!(model = %self.model, %error, "could not give back a request; the broker redelivers it later");
+                }
+            }
+        }
+    }
+
+    /// The broker delivers all of it again, and settling what was handed out is of no use.
+    pub(super) fn lose_channel(&mut self) {
+        self.channel = None;
+        self.each = Default::default();
+    }
+
+    /// Whether a consumer is missing, or the shares have drifted from what they should be.
+    pub(super) fn are_due(&mut self, credit: usize) -> bool {
+        self.divided = Instant::now();
+        let shares = self.shares(credit);
+        let drifted = |(source, share): (&mut Source, usize)| {
+            source.consumer.is_none() || share::drifted(source.prefetch, source.room(share))
+        };
+        self.each.iter_mut().zip(shares).any(drifted)
+    }
+
+    fn shares(&mut self, credit: usize) -> [usize; SOURCES] {
+        share::divide(credit, self.each.each_mut().map(Source::is_busy))
+    }
+
+    /// Makes the channel and the consumers that should be there. Not to be interrupted: what a forgotten consumer receives
+    /// would be lost to everyone until its channel ends.
+    pub(super) async fn divide(&mut self, credit: usize) -> Result<()> {
+        for (source, share) in self.shares(credit).into_iter().enumerate() {
+            let state = &mut self.each[source];
+            if state.consumer.is_some() && share::drifted(state.prefetch, state.room(share)) {
+                self.cancel(source).await?;
+            }
+            let state = &mut self.each[source];
+            if state.consumer.is_none() {
+                // What it held until now counts as held before.
+                let room = state.room(share);
+                self.begin(source, room).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a source's consumer; what it had received stays.
+    async fn cancel(&mut self, source: usize) -> Result<()> {
+        let channel = self.channel.clone();
+        let state = &mut self.each[source];
+        let (Some(channel), Some(consumer)) = (channel, &mut state.consumer) else { return Ok(()) };
+        let tag = consumer.tag();
+        channel
+            .basic_cancel(tag, BasicCancelOptions::default())
+            .await
+            .map_err(|error| other("changing the credit", error))?;
+        // The confirmation came after the last delivery.
+        let mut received = Vec::new();
+        while let Some(Some(Ok(message))) = consumer.next().now_or_never() {
+            received.push(message);
+        }
+        state.consumer = None;
+        received.into_iter().for_each(|message| state.take_in(message));
+        state.former.push(std::mem::take(&mut state.unsettled));
+        Ok(())
+    }
+
+    async fn begin(&mut self, source: usize, prefetch: usize) -> Result<()> {
+        let channel = match self.channel.as_ref().filter(|channel| channel.status().connected()) {
+            Some(channel) => channel.clone(),
+            None => {
+                self.lose_channel();
+                self.channel.insert(self.link.channel().await?).clone()
+            }
+        };
+        let queue = queue(&self.model, source);
+        let failed = |error: lapin::Error| match is_not_found(&error) {
+            true => BrokerError::UnknownModel(self.model.clone()),
+            false => other(format!("consuming from `{queue}`"), error),
+        };
+        let count = u16::try_from(prefetch).unwrap_or(u16::MAX);
+        channel.basic_qos(count, BasicQosOptions::default()).await.map_err(failed)?;
+        let consumer = channel
+            .basic_consume(queue.as_str().into(), "".into(), BasicConsumeOptions::default(), FieldTable::default())
+            .await
+            .map_err(failed)?;
+        let state = &mut self.each[source];
+        state.consumer = Some(consumer);
+        state.prefetch = prefetch;
+        Ok(())
+    }
+
+    fn deliver(&mut self, source: usize, message: Message, unsettled: Unsettled) -> Delivery {
+        let Message { properties, data, acker, .. } = message;
+        let lane = Lane::ALL.get(source).copied().unwrap_or_else(|| headers::lane(&properties));
+        let pairs = headers::pairs(&properties);
+        let envelope = Envelope::read(lane, pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+        let body = Bytes::from(data);
+        let charged = headers::charged(&properties);
+        Delivery {
+            envelope,
+            lane,
+            body: body.clone(),
+            charged,
+            queued: headers::submitted(&properties),
+            hold: Box::new(AmqpHold {
+                link: Arc::clone(&self.link),
+                model: self.model.clone(),
+                lane,
+                unsettled,
+                channel: self.channel.clone(),
+                acker: Some(acker),
+                properties,
+                body,
+                charged,
+            }),
+        }
+    }
+}
+
+impl Source {
+    /// What the consumers before this one still hold.
+    fn held_before(&mut self) -> usize {
+        self.former.retain(|unsettled| unsettled.load(Ordering::Acquire) > 0);
+        self.former.iter().map(|unsettled| unsettled.load(Ordering::Acquire)).sum()
+    }
+
+    /// What it may receive of a share.
+    fn room(&mut self, share: usize) -> usize {
+        // Never none: a source that holds more than its share may still be the only one that has more to give.
+        share.saturating_sub(self.held_before()).max(1)
+    }
+
+    fn is_busy(&mut self) -> bool {
+        if self.consumer.is_some() && self.unsettled.load(Ordering::Acquire) >= self.prefetch {
+            self.full = Some(Instant::now());
+        }
+        self.full.is_some_and(|full| full.elapsed() < BUSY_FOR)
+    }
+
+    fn take_in(&mut self, message: Message) {
+        self.unsettled.fetch_add(1, Ordering::AcqRel);
+        self.buffered.push_back((message, Arc::clone(&self.unsettled)));
+    }
+
+    /// Takes in one message. Says whether the consumer still lives; waits for ever if there is none.
+    async fn receive(&mut self) -> bool {
+        let Some(consumer) = &mut self.consumer else { return std::future::pending().await };
+        match consumer.next().await {
+            Some(Ok(message)) => {
+                self.take_in(message);
+                true
+            }
+            Some(Err(_)) | None => false,
+        }
+    }
+}
