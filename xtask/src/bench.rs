@@ -11,6 +11,7 @@ use crate::test::cargo;
 pub fn run(arguments: &[String]) -> Result<()> {
     setup::libtorch(Accelerator::None)?;
     setup::nats_server()?;
+    setup::rabbitmq_server()?;
     cargo(&["build", "--release", "--workspace", "--bins", "--examples"])?;
     let status = Command::new(target_folder().join("release/sluice-bench"))
         .args(arguments)

@@ -26,7 +26,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Serialize, Clone)]
 struct Row {
     case: String,
-    broker: &'static str,
+    broker: String,
     window: usize,
     rows_per_message: usize,
     /// Rows per second.
@@ -65,18 +65,20 @@ struct Options {
     seconds: f64,
     json: Option<PathBuf>,
     only: Option<String>,
+    brokers: Vec<Kind>,
 }
 
 const HELP: &str = "\
-Usage: cargo xtask bench [--rounds N] [--seconds S] [--only WORD] [--json FILE]
+Usage: cargo xtask bench [--rounds N] [--seconds S] [--broker nats|rabbitmq] [--only WORD] [--json FILE]
 
-Runs each case and its baseline in turn, N times (5) of S seconds (3) each, and prints the medians. --only runs the
-cases whose names contain WORD: overhead, packed, compute. --json writes a list of {case, broker, window,
+Runs each case and its baseline in turn, N times (5) of S seconds (3) each, and prints the medians. --broker runs those
+on one broker, --only those whose names contain WORD: overhead, packed, compute. --json writes a list of {case, broker, window,
 rows_per_message, rate, p50_ms, p99_ms, baseline, ratio, cpu_us, baseline_cpu_us}.
 ";
 
 fn main() -> Result<()> {
-    let mut options = Options { rounds: 5, seconds: 3.0, json: None, only: None };
+    let mut options =
+        Options { rounds: 5, seconds: 3.0, json: None, only: None, brokers: vec![Kind::Nats, Kind::RabbitMq] };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
@@ -84,6 +86,7 @@ fn main() -> Result<()> {
             "--rounds" => options.rounds = value()?.parse()?,
             "--seconds" => options.seconds = value()?.parse()?,
             "--json" => options.json = Some(value()?.into()),
+            "--broker" => options.brokers = vec![value()?.parse()?],
             "--only" => options.only = Some(value()?),
             "--help" | "-h" => {
                 print!("{HELP}");
@@ -104,25 +107,28 @@ fn main() -> Result<()> {
 async fn run(options: &Options) -> Result<Vec<Row>> {
     let wanted = |case: &str| options.only.as_ref().is_none_or(|word| case.contains(word.as_str()));
     let mut rows = Vec::new();
-    if wanted("overhead") || wanted("packed") {
-        overhead(options, &wanted, &mut rows).await?;
-    }
-    if wanted("compute") {
-        rows.push(compute(options).await?);
+    for broker in options.brokers.iter().copied() {
+        if wanted("overhead") || wanted("packed") {
+            overhead(options, broker, &wanted, &mut rows).await?;
+        }
+        if wanted("compute") {
+            rows.push(compute(options, broker).await?);
+        }
     }
     Ok(rows)
 }
 
 /// The whole path with a model that costs next to nothing, against the raw loop.
-async fn overhead(options: &Options, wanted: &dyn Fn(&str) -> bool, rows: &mut Vec<Row>) -> Result<()> {
+async fn overhead(options: &Options, broker: Kind, wanted: &dyn Fn(&str) -> bool, rows: &mut Vec<Row>) -> Result<()> {
     let cases =
         [("overhead", 1, 1), ("overhead", 64, 1), ("overhead", 1024, 1), ("packed", 256, 16), ("packed", 256, 64)];
     for (case, window, packed) in cases.into_iter().filter(|(case, ..)| wanted(case)) {
         let (mut ours, mut baseline, mut model) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..options.rounds {
-            eprintln!("{case}, window {window}, {packed} rows a message, round {} of {}", round + 1, options.rounds);
-            baseline.push(raw(window, options.seconds, packed)?);
-            let (measured, model_ms) = echo(window, options.seconds, packed).await?;
+            let rounds = options.rounds;
+            eprintln!("{broker}: {case}, window {window}, {packed} rows a message, round {} of {rounds}", round + 1);
+            baseline.push(raw(broker, window, options.seconds, packed)?);
+            let (measured, model_ms) = echo(broker, window, options.seconds, packed).await?;
             ours.push(measured);
             model.push(model_ms);
         }
@@ -133,15 +139,18 @@ async fn overhead(options: &Options, wanted: &dyn Fn(&str) -> bool, rows: &mut V
         let ratio = median(ratios.collect());
         let (ours, baseline) = (median_of(ours), median_of(baseline));
         let compared = if window == 1 { baseline.p50_ms } else { baseline.rate() * packed as f64 };
-        rows.push(row(case, window, packed, ours, baseline, compared, ratio));
+        rows.push(row(case, broker, window, packed, ours, baseline, compared, ratio));
     }
     Ok(())
 }
 
 /// One run of the raw loop, on a server of its own: what a server remembers of an earlier run slows it down.
-fn raw(window: usize, seconds: f64, packed: usize) -> Result<Measured> {
-    let stack = Stack::alone(Kind::Nats)?;
-    let raw = binary("examples/raw_nats")?;
+fn raw(broker: Kind, window: usize, seconds: f64, packed: usize) -> Result<Measured> {
+    let stack = Stack::alone(broker)?;
+    let raw = binary(match broker {
+        Kind::Nats => "examples/raw_nats",
+        Kind::RabbitMq => "examples/raw_amqp",
+    })?;
     let mut serving = Service::start("raw", Command::new(&raw).args(["serve", &stack.server.url()]), stack.folder())?;
     serving.wait_for_line("serving", Duration::from_secs(10))?;
     let server = stack.server.id().context("the server runs")?;
@@ -150,8 +159,8 @@ fn raw(window: usize, seconds: f64, packed: usize) -> Result<Measured> {
 }
 
 /// One run of ours, on a server of its own, and the milliseconds that the model itself takes for a batch.
-async fn echo(window: usize, seconds: f64, packed: usize) -> Result<(Measured, f64)> {
-    let mut stack = Stack::alone(Kind::Nats)?;
+async fn echo(broker: Kind, window: usize, seconds: f64, packed: usize) -> Result<(Measured, f64)> {
+    let mut stack = Stack::alone(broker)?;
     let manifest = "name = \"echo\"\ninputs = [{ name = \"x\", datatype = \"FP32\", shape = [-1, 128] }]\n\
         outputs = [{ name = \"y\", datatype = \"FP32\", shape = [-1, 128] }]\n\
         [batching]\nmax_rows = 256\n[limits]\nqueue_length = 1000000\n";
@@ -173,8 +182,8 @@ struct Alone {
 }
 
 /// A model that takes milliseconds a row, against libtorch alone at its best batch size and with the same threads.
-async fn compute(options: &Options) -> Result<Row> {
-    let mut stack = Stack::alone(Kind::Nats)?;
+async fn compute(options: &Options, broker: Kind) -> Result<Row> {
+    let mut stack = Stack::alone(broker)?;
     let package = stack.folder().join("heavy");
     let manifest = package.join("model.toml");
     let made = Command::new(binary("examples/make_heavy")?).arg(&package).status()?;
@@ -185,7 +194,7 @@ async fn compute(options: &Options) -> Result<Row> {
     let alone = binary("examples/libtorch_alone")?;
     let (mut ours, mut best) = (Vec::new(), Vec::new());
     for round in 0..options.rounds {
-        eprintln!("compute, round {} of {}", round + 1, options.rounds);
+        eprintln!("{broker}: compute, round {} of {}", round + 1, options.rounds);
         let output = Command::new(&alone)
             .arg(&package)
             .args([&slots.to_string(), &(options.seconds / 2.0).to_string()])
@@ -211,13 +220,23 @@ async fn compute(options: &Options) -> Result<Row> {
     }
     let ratio = median(ours.iter().zip(&best).map(|(ours, best)| ours.rate() / best).collect());
     let baseline = Measured::default();
-    Ok(row("compute", 128, 1, median_of(ours), baseline, median(best), ratio))
+    Ok(row("compute", broker, 128, 1, median_of(ours), baseline, median(best), ratio))
 }
 
-fn row(case: &str, window: usize, packed: usize, ours: Measured, base: Measured, baseline: f64, ratio: f64) -> Row {
+#[allow(clippy::too_many_arguments)]
+fn row(
+    case: &str,
+    broker: Kind,
+    window: usize,
+    packed: usize,
+    ours: Measured,
+    base: Measured,
+    baseline: f64,
+    ratio: f64,
+) -> Row {
     Row {
         case: case.into(),
-        broker: "nats",
+        broker: broker.to_string(),
         window,
         rows_per_message: packed,
         rate: ours.rate() * packed as f64,
@@ -369,8 +388,8 @@ fn median_of(runs: Vec<Measured>) -> Measured {
 
 fn print_table(rows: &[Row]) {
     println!(
-        "{:<10} {:>6} {:>8} {:>10} {:>8} {:>8} {:>11} {:>6}  {:>8} {:>8}",
-        "case", "window", "rows/msg", "rows/s", "p50 ms", "p99 ms", "baseline", "ratio", "cpu us", "base us"
+        "{:<10} {:<8} {:>6} {:>8} {:>10} {:>8} {:>8} {:>11} {:>6}  {:>8} {:>8}",
+        "case", "broker", "window", "rows/msg", "rows/s", "p50 ms", "p99 ms", "baseline", "ratio", "cpu us", "base us"
     );
     for row in rows {
         let baseline = if row.case == "overhead" && row.window == 1 {
@@ -379,8 +398,9 @@ fn print_table(rows: &[Row]) {
             format!("{:.0}/s", row.baseline)
         };
         println!(
-            "{:<10} {:>6} {:>8} {:>10.0} {:>8.3} {:>8.3} {:>11} {:>6.2}  {:>8.1} {:>8.1}",
+            "{:<10} {:<8} {:>6} {:>8} {:>10.0} {:>8.3} {:>8.3} {:>11} {:>6.2}  {:>8.1} {:>8.1}",
             row.case,
+            row.broker,
             row.window,
             row.rows_per_message,
             row.rate,
