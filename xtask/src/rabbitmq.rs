@@ -23,6 +23,7 @@ pub struct RabbitServer {
     service: Option<Service>,
     mapper: Option<Service>,
     binary: PathBuf,
+    config: PathBuf,
     folder: PathBuf,
     ports: Ports,
 }
@@ -44,10 +45,60 @@ impl RabbitServer {
 
     /// Chooses the ports and the folder, and does not start yet.
     pub fn prepare(folder: &Path) -> Result<Self> {
+        let config = crate::root().join("broker-config/rabbitmq/dev.conf");
+        let binary = crate::setup::rabbitmq_server()?;
         let ports =
             Ports { amqp: free_port()?, management: free_port()?, distribution: free_port()?, mapper: free_port()? };
-        let binary = crate::setup::rabbitmq_server()?;
-        Ok(Self { service: None, mapper: None, binary, folder: folder.into(), ports })
+        Ok(Self { service: None, mapper: None, binary, config, folder: folder.into(), ports })
+    }
+
+    /// Starts one with the production files, as an operator would install them: with `certificates` where they say, a password
+    /// for each user (`<user>-pass`), and free ports.
+    pub fn production(folder: &Path, certificates: &Path) -> Result<Self> {
+        let mut server = Self::prepare(folder)?;
+        let files = crate::root().join("broker-config/rabbitmq");
+        let mut definitions = std::fs::read_to_string(files.join("definitions.json"))?;
+        for user in ["producer", "worker", "scaler", "gateway", "monitoring"] {
+            let of = |key: &str, value: &str| format!(r#""name": "{user}", "{key}": "{value}""#);
+            ensure!(definitions.contains(&of("password_hash", "")), "definitions.json has no user `{user}`");
+            definitions = definitions.replace(&of("password_hash", ""), &of("password", &format!("{user}-pass")));
+        }
+        let installed = folder.join("definitions.json");
+        std::fs::write(&installed, definitions)?;
+        let config = std::fs::read_to_string(files.join("rabbitmq.conf"))?
+            .replace("/etc/rabbitmq/tls", &certificates.display().to_string())
+            .replace("/etc/rabbitmq/definitions.json", &installed.display().to_string())
+            // On loopback only.
+            .replace("= 5671", &format!("= 127.0.0.1:{}", server.ports.amqp))
+            .replace("= 15671", &format!("= {}\nmanagement.ssl.ip = 127.0.0.1", server.ports.management))
+            // A test's disk may be fuller than a server's.
+            .replace("disk_free_limit.absolute = 5GB", "disk_free_limit.absolute = 100MB");
+        server.config = folder.join("production.conf");
+        std::fs::write(&server.config, config)?;
+        server.restart()?;
+        Ok(server)
+    }
+
+    fn is_production(&self) -> bool {
+        self.config.ends_with("production.conf")
+    }
+
+    /// What the server and its tools need to find each other.
+    fn environment(&self) -> [(&'static str, String); 4] {
+        [
+            ("HOME", self.folder.display().to_string()),
+            ("ERL_EPMD_ADDRESS", "127.0.0.1".into()),
+            ("ERL_EPMD_PORT", self.ports.mapper.to_string()),
+            ("RABBITMQ_NODENAME", "sluice@localhost".into()),
+        ]
+    }
+
+    /// Runs `rabbitmqctl` with these arguments.
+    pub fn control(&self, arguments: &[&str]) -> Result<()> {
+        let tool = self.binary.with_file_name("rabbitmqctl");
+        let run = Command::new(tool).args(arguments).envs(self.environment()).current_dir(&self.folder).output()?;
+        ensure!(run.status.success(), "rabbitmqctl {arguments:?}: {}", String::from_utf8_lossy(&run.stderr));
+        Ok(())
     }
 
     /// Starts it again on the same ports and store.
@@ -60,28 +111,24 @@ impl RabbitServer {
             wait_for_port(&mut service, *mapper, START)?;
             self.mapper = Some(service);
         }
-        let config = crate::root().join("broker-config/rabbitmq");
-        let arguments = format!(
-            "-kernel inet_dist_use_interface {{127,0,0,1}} -rabbitmq_management tcp_config [{{port,{management}}},{{ip,\"127.0.0.1\"}}]"
-        );
+        let mut arguments = "-kernel inet_dist_use_interface {127,0,0,1}".to_owned();
         let mut command = Command::new(&self.binary);
+        if !self.is_production() {
+            arguments += &format!(" -rabbitmq_management tcp_config [{{port,{management}}},{{ip,\"127.0.0.1\"}}]");
+            command.env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1").env("RABBITMQ_NODE_PORT", amqp.to_string());
+        }
         // Where it would leave its crash files.
         command.current_dir(&self.folder);
         command
             // The server replaces the script then, and gets the signals itself.
             .env("RUNNING_UNDER_SYSTEMD", "true")
-            .env("HOME", &self.folder)
-            .env("ERL_EPMD_ADDRESS", "127.0.0.1")
-            .env("ERL_EPMD_PORT", mapper.to_string())
-            .env("RABBITMQ_NODENAME", "sluice@localhost")
-            .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
-            .env("RABBITMQ_NODE_PORT", amqp.to_string())
+            .envs(self.environment())
             .env("RABBITMQ_DIST_PORT", distribution.to_string())
             .env("RABBITMQ_MNESIA_BASE", self.folder.join("rabbitmq"))
             .env("RABBITMQ_LOG_BASE", self.folder.join("rabbitmq-log"))
             .env("RABBITMQ_PID_FILE", self.folder.join("rabbitmq.pid"))
-            .env("RABBITMQ_CONFIG_FILE", config.join("dev.conf"))
-            .env("RABBITMQ_ENABLED_PLUGINS_FILE", config.join("enabled_plugins"))
+            .env("RABBITMQ_CONFIG_FILE", &self.config)
+            .env("RABBITMQ_ENABLED_PLUGINS_FILE", crate::root().join("broker-config/rabbitmq/enabled_plugins"))
             .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", arguments);
         let mut service = Service::start("rabbitmq", &mut command, &self.folder)?;
         // The management API comes up before the queues can be reached, or after: both are needed.
@@ -107,6 +154,16 @@ impl RabbitServer {
     /// The URL that clients connect to, with the default virtual host.
     pub fn url(&self) -> String {
         format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.ports.amqp)
+    }
+
+    /// The port for AMQP.
+    pub fn port(&self) -> u16 {
+        self.ports.amqp
+    }
+
+    /// The port of the management API.
+    pub fn management_port(&self) -> u16 {
+        self.ports.management
     }
 
     /// Its process id while it runs.

@@ -21,7 +21,7 @@ pub(super) async fn limit(link: &Link, model: &ModelName, limits: &QueueLimits) 
         "priority": 10,
         "definition": { "max-length": limits.length },
     });
-    let api = Api::of(link)?;
+    let api = Api::of(link).await?;
     let url = format!("{}/api/policies/{}/sluice.{model}", api.base, api.vhost);
     let answer = api.client.put(url).json(&policy).send().await;
     match answer.and_then(reqwest::Response::error_for_status) {
@@ -48,7 +48,7 @@ pub(super) async fn queues(link: &Link) -> Result<Vec<String>> {
     struct Queue {
         name: String,
     }
-    let api = Api::of(link)?;
+    let api = Api::of(link).await?;
     let url = format!("{}/api/queues/{}?columns=name&disable_stats=true", api.base, api.vhost);
     let listed = async { api.client.get(url).send().await?.error_for_status()?.json::<Vec<Queue>>().await };
     let listed = listed.await.map_err(|error| failed("listing queues", error))?;
@@ -63,7 +63,7 @@ struct Api {
 }
 
 impl Api {
-    fn of(link: &Link) -> Result<Self> {
+    async fn of(link: &Link) -> Result<Self> {
         let url = link.options.urls().into_iter().find_map(|url| url.ok());
         let url = url.ok_or_else(|| BrokerError::Unusable("the broker's URL cannot be read".into()))?;
         let base = match &link.options.management {
@@ -74,8 +74,14 @@ impl Api {
             "" => "%2f".to_owned(),
             vhost => vhost.to_owned(),
         };
-        let client =
-            reqwest::Client::builder().timeout(PATIENCE).build().map_err(|error| failed("preparing", error))?;
+        let mut client = reqwest::Client::builder().timeout(PATIENCE);
+        if let Some(file) = &link.options.tls_ca {
+            let pem = tokio::fs::read(file).await.map_err(|error| unreadable(file, &error.to_string()))?;
+            let roots =
+                reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| unreadable(file, &error.to_string()))?;
+            client = roots.into_iter().fold(client, reqwest::ClientBuilder::add_root_certificate);
+        }
+        let client = client.build().map_err(|error| failed("preparing", error))?;
         Ok(Self { client, base, vhost })
     }
 }
@@ -89,6 +95,10 @@ fn usual_place(broker: &url::Url) -> String {
         (user, password) => format!("{user}:{}", password.unwrap_or_default()),
     };
     format!("{scheme}://{credentials}@{}:{port}", broker.host_str().unwrap_or("localhost"))
+}
+
+fn unreadable(file: &std::path::Path, reason: &str) -> BrokerError {
+    BrokerError::Unusable(format!("cannot use the root certificates in `{}`: {reason}", file.display()))
 }
 
 fn failed(what: &str, error: reqwest::Error) -> BrokerError {

@@ -2,9 +2,12 @@
 //! once per broker; what only one broker has is in a file of its own.
 
 mod answering;
+mod certificates;
 mod consuming;
 mod leading;
 mod nats_roles;
+mod rabbitmq_recovering;
+mod rabbitmq_roles;
 mod recovering;
 mod rig;
 mod settling;

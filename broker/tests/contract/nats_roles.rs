@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use sluice_broker::{Options, connect};
 use sluice_core::broker::{Broker, BrokerError, Limited, QueueLimits, Reply, Settlement};
 use sluice_core::codec::ContentType;
@@ -14,28 +13,18 @@ use sluice_core::{ErrorCode, ReplyTo};
 use xtask::nats::NatsServer;
 use xtask::process::free_port;
 
+use crate::certificates::Certificates;
 use crate::rig::{self, SOON, id, model, next, request};
 
 const ROLES: [&str; 7] = ["producer", "worker", "scaler", "gateway", "monitoring", "staging", "admin"];
 
 /// Certificates and passwords as the files want them.
 fn environment(folder: &Path) -> Result<Vec<(String, String)>> {
-    let mut authority = CertificateParams::new(Vec::<String>::new())?;
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
-    let key = KeyPair::generate()?;
-    let certificate =
-        CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()])?.signed_by(&key, &authority)?;
-    let mut environment = Vec::new();
-    for (name, content) in [
-        ("SLUICE_TLS_CA", authority.pem()),
-        ("SLUICE_TLS_CERTIFICATE", certificate.pem()),
-        ("SLUICE_TLS_KEY", key.serialize_pem()),
-    ] {
-        let path = folder.join(format!("{name}.pem"));
-        std::fs::write(&path, content)?;
-        environment.push((name.to_owned(), format!("'{}'", path.display())));
-    }
+    let certificates = Certificates::make(folder)?;
+    let mut environment: Vec<(String, String)> =
+        [("SLUICE_TLS_CERTIFICATE", &certificates.certificate), ("SLUICE_TLS_KEY", &certificates.key)]
+            .map(|(name, path)| (name.to_owned(), format!("'{}'", path.display())))
+            .to_vec();
     environment.push(("SLUICE_NATS_MONITOR".into(), format!("'127.0.0.1:{}'", free_port()?)));
     for role in ROLES {
         environment.push((format!("SLUICE_{}_PASSWORD", role.to_uppercase()), format!("'{role}-pass'")));
@@ -62,7 +51,7 @@ impl Production {
 
     fn options(&self, role: &str, password: &str) -> Options {
         Options {
-            tls_ca: Some(self.folder.path().join("SLUICE_TLS_CA.pem")),
+            tls_ca: Some(self.folder.path().join("ca.pem")),
             ..Options::new(format!("tls://{role}:{password}@127.0.0.1:{}", self.server.port()), role)
         }
     }
@@ -74,7 +63,7 @@ impl Production {
     /// A client that is bound to nothing but its credentials.
     async fn raw(&self, role: &str) -> Result<async_nats::Client> {
         let options = async_nats::ConnectOptions::with_user_and_password(role.into(), format!("{role}-pass"))
-            .add_root_certificates(self.folder.path().join("SLUICE_TLS_CA.pem"))
+            .add_root_certificates(self.folder.path().join("ca.pem"))
             .custom_inbox_prefix(format!("_INBOX.{role}"))
             .require_tls(true);
         Ok(options.connect(format!("tls://127.0.0.1:{}", self.server.port())).await?)
@@ -284,7 +273,7 @@ async fn a_cluster_of_three_goes_on_without_one_of_them() -> Result<()> {
         nodes.iter().map(one).collect::<Vec<_>>().join(",")
     };
     let options = |role: &str| Options {
-        tls_ca: Some(folder.path().join("SLUICE_TLS_CA.pem")),
+        tls_ca: Some(folder.path().join("ca.pem")),
         replicas: 3,
         ..Options::new(urls(role), role)
     };

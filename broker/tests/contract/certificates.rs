@@ -1,0 +1,35 @@
+//! Certificates for a server on this machine, signed by an authority of the test's own.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+
+/// Where they are.
+pub struct Certificates {
+    pub authority: PathBuf,
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+impl Certificates {
+    /// Writes `ca.pem`, `certificate.pem` and `key.pem` into a folder.
+    pub fn make(folder: &Path) -> Result<Self> {
+        let mut authority = CertificateParams::new(Vec::<String>::new())?;
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
+        let key = KeyPair::generate()?;
+        let names = vec!["localhost".into(), "127.0.0.1".into()];
+        let certificate = CertificateParams::new(names)?.signed_by(&key, &authority)?;
+        let write = |name: &str, content: String| -> Result<PathBuf> {
+            let path = folder.join(name);
+            std::fs::write(&path, content)?;
+            Ok(path)
+        };
+        Ok(Self {
+            authority: write("ca.pem", authority.pem())?,
+            certificate: write("certificate.pem", certificate.pem())?,
+            key: write("key.pem", key.serialize_pem())?,
+        })
+    }
+}

@@ -1,0 +1,198 @@
+//! RabbitMQ's production files: each role can do its work over TLS, and none another's.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use lapin::options::{BasicGetOptions, BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::FieldTable;
+use sluice_broker::{Options, connect};
+use sluice_core::broker::{Broker, BrokerError, Death, Limited, QueueLimits, Reply, Settlement};
+use sluice_core::codec::ContentType;
+use sluice_core::{ErrorCode, ReplyTo};
+use xtask::rabbitmq::RabbitServer;
+
+use crate::certificates::Certificates;
+use crate::rig::{SOON, id, model, next, request};
+
+const LIMITS: QueueLimits = QueueLimits { length: 100, message_bytes: 4096 };
+
+struct Production {
+    server: RabbitServer,
+    certificates: Certificates,
+    _folder: tempfile::TempDir,
+}
+
+impl Production {
+    fn start() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let certificates = Certificates::make(folder.path())?;
+        let server = RabbitServer::production(folder.path(), folder.path())?;
+        Ok(Self { server, certificates, _folder: folder })
+    }
+
+    fn options(&self, role: &str, password: &str) -> Options {
+        let (port, management) = (self.server.port(), self.server.management_port());
+        Options {
+            tls_ca: Some(self.certificates.authority.clone()),
+            management: Some(format!("https://{role}:{password}@127.0.0.1:{management}")),
+            ..Options::new(format!("amqps://{role}:{password}@127.0.0.1:{port}/sluice"), role)
+        }
+    }
+
+    async fn connect(&self, role: &str) -> Result<Arc<dyn Broker>> {
+        Ok(connect(&self.options(role, &format!("{role}-pass"))).await?)
+    }
+
+    /// A channel that is bound to nothing but its credentials.
+    async fn raw(&self, role: &str) -> Result<lapin::Channel> {
+        let url = self.options(role, &format!("{role}-pass")).url.parse().map_err(anyhow::Error::msg)?;
+        let authority = std::fs::read_to_string(&self.certificates.authority)?;
+        let tls = lapin::tcp::OwnedTLSConfig { cert_chain: Some(authority), ..Default::default() };
+        let properties = lapin::ConnectionProperties::default();
+        let runtime = lapin::runtime::default_runtime()?;
+        let connection = lapin::Connection::connect_uri_with_config(url, properties, tls, runtime).await?;
+        Ok(connection.create_channel().await?)
+    }
+}
+
+fn is_refused<T>(outcome: lapin::Result<T>) -> bool {
+    outcome.err().is_some_and(|error| error.to_string().contains("ACCESS_REFUSED"))
+}
+
+fn a_reply(to: &str) -> Result<Reply> {
+    let body = Bytes::from_static(b"{}");
+    Ok(Reply { id: to.parse()?, error: None, content_type: ContentType::Json, body, traceparent: None })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_role_can_do_its_work_over_tls() -> Result<()> {
+    let production = Production::start()?;
+    let worker = production.connect("worker").await?;
+    let limited = worker.ensure_queue(&model(), &LIMITS).await?;
+    assert!(matches!(&limited, Limited::AsConfigured(why) if why.contains("setting a queue's length")), "{limited:?}");
+    let mut consumer = worker.consume(&model(), 8).await?;
+    let mut questions = worker.listen("describe.digits").await?;
+
+    for role in ["producer", "gateway"] {
+        let caller = production.connect(role).await?;
+        let mut inbox = caller.inbox().await?;
+        let mut results = caller.results(&format!("job-{role}").parse()?).await?;
+        for reply_to in [inbox.reply_to(), results.reply_to()] {
+            let mut submission = request(&format!("{role}-{}", reply_to.to_string().len()));
+            submission.envelope.reply_to = Some(reply_to.clone());
+            caller.submit(submission).await?;
+            let delivery = next(&mut consumer).await?;
+            let reply = a_reply(&id(&delivery))?;
+            worker.reply(&reply_to, &reply).await?;
+            delivery.hold.settle(Settlement::Done).await?;
+            let received = match reply_to {
+                ReplyTo::Inbox(_) => tokio::time::timeout(SOON, inbox.next()).await??,
+                ReplyTo::Results(_) => tokio::time::timeout(SOON, results.next()).await??,
+            };
+            assert_eq!(received.id, reply.id, "{role}");
+            if let ReplyTo::Results(job) = &reply_to {
+                assert!(caller.stored_result(job, &reply.id).await?.is_some());
+            }
+        }
+        let asking = caller.ask("describe.digits", Bytes::new(), SOON);
+        let answering = async {
+            let answer = questions.next().await?.answer.context("someone asks")?;
+            answer.send("yes".into()).await.map_err(anyhow::Error::from)
+        };
+        let (answer, sent) = tokio::join!(asking, answering);
+        sent?;
+        assert_eq!(answer?.as_deref(), Some(&b"yes"[..]), "{role}");
+    }
+
+    // A request that is given back, tried again later, then buried.
+    let producer = production.connect("producer").await?;
+    producer.submit(request("doomed")).await?;
+    next(&mut consumer).await?.hold.settle(Settlement::GiveBack).await?;
+    next(&mut consumer).await?.hold.settle(Settlement::Retry(std::time::Duration::from_millis(50))).await?;
+    let delivery = next(&mut consumer).await?;
+    assert_eq!((id(&delivery).as_str(), delivery.charged), ("doomed", 1));
+    let death = Death { code: ErrorCode::ModelFailed, reason: "no".into(), attempts: 1, host: "h".into(), at: 0 };
+    delivery.hold.settle(Settlement::Dead(death)).await?;
+    assert_eq!(producer.depth(&model()).await?[1].ready.clone().known(), Some(0));
+
+    let monitoring = production.connect("monitoring").await?;
+    assert_eq!(monitoring.queues().await?, [model()]);
+    assert_eq!(monitoring.dead_letters(&model(), 5).await?[0].id, "doomed");
+
+    let scaler = production.connect("scaler").await?;
+    assert_eq!(scaler.depth(&model()).await?.len(), 3);
+    let lead = tokio::time::timeout(SOON, scaler.lead("scaler", "one")).await??;
+    assert!(lead.holds());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_role_can_do_anothers_work() -> Result<()> {
+    let production = Production::start()?;
+    let worker = production.connect("worker").await?;
+    let _ = worker.ensure_queue(&model(), &LIMITS).await?;
+    let producer = production.connect("producer").await?;
+    let results = producer.results(&"job".parse()?).await?;
+    producer.submit(request("r1")).await?;
+    let denied = |error: BrokerError| assert!(matches!(error, BrokerError::Denied(_)), "{error:?}");
+
+    // A producer cannot take requests: not through the seam, and not by hand. Nor remove or copy them.
+    denied(producer.consume(&model(), 8).await.err().expect("it may not consume"));
+    let lane = "infer.digits.normal";
+    let get = production.raw("producer").await?.basic_get(lane.into(), BasicGetOptions::default()).await;
+    assert!(is_refused(get));
+    let delete = production.raw("producer").await?.queue_delete(lane.into(), QueueDeleteOptions::default()).await;
+    assert!(is_refused(delete));
+    let channel = production.raw("producer").await?;
+    let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
+    let own = channel.queue_declare("".into(), options, FieldTable::default()).await?.name().clone();
+    let eavesdropping =
+        channel.queue_bind(own, "sluice.infer".into(), lane.into(), Default::default(), FieldTable::default()).await;
+    assert!(is_refused(eavesdropping));
+    denied(producer.dead_letters(&model(), 5).await.expect_err("dead letters are not for it"));
+    // Nor answer in a worker's place.
+    denied(producer.reply(&results.reply_to(), &a_reply("r1")?).await.expect_err("it may not answer"));
+
+    // A worker cannot submit requests, not even by the way that leads to every queue, nor read results or dead letters.
+    denied(worker.submit(request("r2")).await.expect_err("it may not submit"));
+    for (exchange, key) in [("sluice.infer", lane), ("", lane)] {
+        let channel = production.raw("worker").await?;
+        channel.confirm_select(Default::default()).await?;
+        let options = BasicPublishOptions::default();
+        let published = channel.basic_publish(exchange.into(), key.into(), options, b"x", Default::default()).await?;
+        assert!(is_refused(published.await), "exchange `{exchange}`");
+    }
+    denied(worker.stored_result(&"job".parse()?, &"r1".parse()?).await.expect_err("results are not for it"));
+    denied(worker.dead_letters(&model(), 5).await.expect_err("dead letters are not for it"));
+
+    // Scaler and monitoring take and change nothing.
+    for role in ["scaler", "monitoring"] {
+        let broker = production.connect(role).await?;
+        denied(broker.consume(&model(), 8).await.err().expect("it may not consume"));
+        denied(broker.submit(request("r3")).await.expect_err("it may not submit"));
+        denied(broker.remove_queue(&model()).await.expect_err("it may not remove"));
+    }
+    let ready: u64 = producer.depth(&model()).await?.iter().filter_map(|lane| lane.ready.clone().known()).sum();
+    assert_eq!(ready, 1, "nothing was submitted or taken");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_credentials_and_strange_places_are_refused_clearly() -> Result<()> {
+    let production = Production::start()?;
+    let error = connect(&production.options("worker", "wrong")).await.err().expect("a wrong password");
+    assert!(matches!(error, BrokerError::Denied(_)), "{error:?}");
+    assert!(!error.to_string().contains("wrong"), "the password is not shown: {error}");
+    let mut stranger = production.options("worker", "worker-pass");
+    stranger.tls_ca = None;
+    assert!(connect(&stranger).await.is_err(), "an unknown certificate authority");
+    // A virtual host that is not there, and one where this user may not be.
+    for (place, expected) in [("nowhere", "vhost nowhere not found"), ("%2f", "vhost")] {
+        let mut elsewhere = production.options("worker", "worker-pass");
+        elsewhere.url = elsewhere.url.replace("/sluice", &format!("/{place}"));
+        let error = connect(&elsewhere).await.err().expect("it is not for this user");
+        assert!(matches!(&error, BrokerError::Denied(text) if text.contains(expected)), "{place}: {error:?}");
+    }
+    Ok(())
+}
