@@ -92,8 +92,12 @@ impl Broker for Amqp {
         Ok(Box::new(reply::results(&self.link, job).await?))
     }
 
-    async fn stored_result(&self, job: &JobId, id: &RequestId) -> Result<Option<Reply>> {
-        reply::stored(&self.link, job, id).await
+    async fn stored_results(&self, job: &JobId, ids: &[RequestId]) -> Result<Vec<Reply>> {
+        reply::stored(&self.link, job, ids).await
+    }
+
+    async fn remove_results(&self, job: &JobId) -> Result<()> {
+        reply::remove_results(&self.link, job).await
     }
 
     async fn dead_letters(&self, model: &ModelName, limit: usize) -> Result<Vec<DeadLetter>> {

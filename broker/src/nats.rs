@@ -102,8 +102,13 @@ impl Broker for Nats {
         Ok(Box::new(reply::results(self, job).await?))
     }
 
-    async fn stored_result(&self, job: &JobId, id: &RequestId) -> Result<Option<Reply>> {
-        reply::stored(self, job, id).await
+    async fn stored_results(&self, job: &JobId, ids: &[RequestId]) -> Result<Vec<Reply>> {
+        reply::stored(self, job, ids).await
+    }
+
+    async fn remove_results(&self, _job: &JobId) -> Result<()> {
+        // One stream holds those of all jobs, each for its time.
+        Ok(())
     }
 
     async fn dead_letters(&self, model: &ModelName, limit: usize) -> Result<Vec<DeadLetter>> {

@@ -395,8 +395,11 @@ pub trait Broker: Send + Sync {
     /// The durable results of a job, from its first.
     async fn results(&self, job: &JobId) -> Result<Box<dyn Replies>>;
 
-    /// One durable result, if it is stored.
-    async fn stored_result(&self, job: &JobId, id: &RequestId) -> Result<Option<Reply>>;
+    /// Those of these durable results that are stored, in any order.
+    async fn stored_results(&self, job: &JobId, ids: &[RequestId]) -> Result<Vec<Reply>>;
+
+    /// Forgets a job's durable results where they take more than their time to go.
+    async fn remove_results(&self, job: &JobId) -> Result<()>;
 
     /// The newest dead letters of a model, the newest first.
     async fn dead_letters(&self, model: &ModelName, limit: usize) -> Result<Vec<DeadLetter>>;

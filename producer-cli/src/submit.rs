@@ -73,6 +73,7 @@ pub async fn run(global: &Global, options: Submit) -> Result<ExitCode> {
     // Files are opened here, so that a wrong name or a wrong choice of columns is an error before anything is written.
     let reader = Reader::start(reading, options.files.clone(), options.rows_per_message, journal.written.rows)?;
     let output = Output::open(&paths, &journal.written)?;
+    let (results_of, job) = (Arc::clone(&broker), journal.job.clone());
     let flow = Flow {
         broker,
         model: options.model.clone(),
@@ -82,7 +83,7 @@ pub async fn run(global: &Global, options: Submit) -> Result<ExitCode> {
         window: options.window as usize,
         mode: options.reply,
         body_bytes: model.body_bytes,
-        resumed,
+        resumed_at: resumed.then_some(journal.written.chunks),
     };
     let mut journal = paths.journal.as_ref().map(|path| (path.clone(), journal));
     let (ended, summary) = flow.run(reader, replies, output, &progress, &mut journal).await?;
@@ -92,6 +93,11 @@ pub async fn run(global: &Global, options: Submit) -> Result<ExitCode> {
         Ended::Complete => {
             if let Some((path, _)) = &journal {
                 std::fs::remove_file(path).or_else(ignore_missing)?;
+            }
+            if options.reply == ReplyMode::Durable
+                && let Err(error) = results_of.remove_results(&job).await
+            {
+                eprintln!("everything is written, but its copy on the broker could not be removed: {error}");
             }
         }
         Ended::Interrupted => {

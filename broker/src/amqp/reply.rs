@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use lapin::message::Delivery as Message;
-use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions};
+use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 use tokio::sync::mpsc;
@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tracing::warn;
 
 use sluice_core::broker::{BrokerError, Replied, Replies, Reply, Result};
-use sluice_core::{JobId, ReplyTo, RequestId};
+use sluice_core::{JobId, ReplyTo, RequestId, envelope};
 
 use super::connect::Link;
 use super::error::other;
@@ -254,14 +254,29 @@ impl Drop for Results {
     }
 }
 
-pub(super) async fn stored(link: &Link, job: &JobId, id: &RequestId) -> Result<Option<Reply>> {
-    let mut found = None;
+/// One pass over the job's stream, however many are looked for.
+pub(super) async fn stored(link: &Link, job: &JobId, ids: &[RequestId]) -> Result<Vec<Reply>> {
+    let mut wanted: HashSet<&str> = ids.iter().map(RequestId::as_str).collect();
+    let mut found = Vec::new();
+    if wanted.is_empty() {
+        return Ok(found);
+    }
     stream::scan(link, &names::results_queue(job), |entry| {
-        if headers::text_of(&entry.delivery.properties, sluice_core::envelope::ID).as_deref() == Some(id.as_str()) {
-            found = headers::to_reply(&entry.delivery.properties, entry.delivery.data);
+        let properties = &entry.delivery.properties;
+        if headers::text_of(properties, envelope::ID).is_some_and(|id| wanted.remove(id.as_str())) {
+            found.extend(headers::to_reply(properties, entry.delivery.data));
         }
-        found.is_some()
+        wanted.is_empty()
     })
     .await?;
     Ok(found)
+}
+
+/// A stream that nothing is stored in any more would stay for ever, though empty.
+pub(super) async fn remove_results(link: &Link, job: &JobId) -> Result<()> {
+    let queue = names::results_queue(job);
+    let channel = link.channel().await?;
+    let deleted = channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await;
+    link.forget(&queue);
+    deleted.map(drop).map_err(|error| other(format!("removing queue `{queue}`"), error))
 }

@@ -7,7 +7,7 @@ use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::DirectGetErrorKind;
 use async_trait::async_trait;
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use tracing::{debug, warn};
 
 use sluice_core::broker::{BrokerError, Replied, Replies, Reply, Result};
@@ -18,6 +18,8 @@ use super::{Nats, headers, names, signal};
 
 /// A request chooses where its answer goes, so this keeps it from choosing, say, another model's queue.
 const INBOX_PREFIX: &str = "_INBOX.";
+/// Results looked up at the same time.
+const LOOKUPS: usize = 64;
 
 pub(super) async fn send(nats: &Nats, to: &ReplyTo, reply: &Reply) -> Result<Replied> {
     match to {
@@ -145,8 +147,14 @@ impl Replies for Results {
     }
 }
 
-pub(super) async fn stored(nats: &Nats, job: &JobId, id: &RequestId) -> Result<Option<Reply>> {
-    let subject = names::result_subject(job, id);
+pub(super) async fn stored(nats: &Nats, job: &JobId, ids: &[RequestId]) -> Result<Vec<Reply>> {
+    let lookups =
+        futures_util::stream::iter(ids.to_vec()).map(|id| stored_one(nats, job, id)).buffer_unordered(LOOKUPS);
+    lookups.try_filter_map(|found| std::future::ready(Ok(found))).try_collect().await
+}
+
+async fn stored_one(nats: &Nats, job: &JobId, id: RequestId) -> Result<Option<Reply>> {
+    let subject = names::result_subject(job, &id);
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
         nats.denials.explain("$JS.API.DIRECT.GET", other(format!("looking up the result `{subject}`"), error))
     };

@@ -44,7 +44,7 @@ pub async fn a_result_is_written_once_and_survives_a_restart(rig: &mut dyn Rig) 
     let broker = with_queue(rig).await?;
     let job = "job-1".parse()?;
     let to = ReplyTo::Results("job-1".parse()?);
-    assert_eq!(broker.stored_result(&job, &"r1".parse()?).await?, None);
+    assert_eq!(broker.stored_results(&job, &["r1".parse()?]).await?, []);
     assert_eq!(broker.reply(&to, &reply("r1", "first")).await?, Replied::Sent);
     let second = broker.reply(&to, &reply("r1", "second")).await?;
     let stands = broker.capabilities().first_result_stands;
@@ -56,9 +56,22 @@ pub async fn a_result_is_written_once_and_survives_a_restart(rig: &mut dyn Rig) 
     rig.kill()?;
     rig.restart()?;
     let again = rig::connection(rig).await?;
-    assert_eq!(again.stored_result(&job, &"r1".parse()?).await?, Some(reply("r1", "first")));
+    assert_eq!(again.stored_results(&job, &["r1".parse()?, "r2".parse()?]).await?, [reply("r1", "first")]);
     again.reply(&to, &reply("r2", "after")).await?;
     // The one that was open before the restart goes on where it was.
     assert_eq!(tokio::time::timeout(SOON, results.next()).await??, reply("r2", "after"));
+    Ok(())
+}
+
+pub async fn results_that_are_removed_are_gone_or_go_in_their_time(rig: &mut dyn Rig) -> Result<()> {
+    let broker = with_queue(rig).await?;
+    let job = "job-1".parse()?;
+    let to = ReplyTo::Results("job-1".parse()?);
+    broker.reply(&to, &reply("r1", "{}")).await?;
+    broker.remove_results(&job).await?;
+    broker.remove_results(&job).await?;
+    // The job's name can be used again.
+    broker.reply(&to, &reply("r2", "{}")).await?;
+    assert_eq!(broker.stored_results(&job, &["r2".parse()?]).await?, [reply("r2", "{}")]);
     Ok(())
 }

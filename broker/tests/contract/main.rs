@@ -71,7 +71,8 @@ contract! {
         a_hold_is_renewed_over_a_long_run;
     start answering:
         an_answer_reaches_the_inbox_that_asked,
-        an_answer_may_not_go_elsewhere_than_to_an_inbox;
+        an_answer_may_not_go_elsewhere_than_to_an_inbox,
+        results_that_are_removed_are_gone_or_go_in_their_time;
     start watching:
         depth_counts_what_waits_what_runs_and_how_old_it_is,
         what_the_broker_does_not_say_is_unknown,

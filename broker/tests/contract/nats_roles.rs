@@ -115,7 +115,7 @@ async fn every_role_can_do_its_work_over_tls() -> Result<()> {
             };
             assert_eq!(received.id, reply.id, "{role}");
             if let ReplyTo::Results(job) = &reply_to {
-                assert!(caller.stored_result(job, &reply.id).await?.is_some());
+                assert!(caller.stored_results(job, &[reply.id]).await?.len() == 1);
             }
         }
         let asking = caller.ask("describe.digits", Bytes::new(), SOON);

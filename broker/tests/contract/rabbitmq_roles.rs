@@ -92,7 +92,7 @@ async fn every_role_can_do_its_work_over_tls() -> Result<()> {
             };
             assert_eq!(received.id, reply.id, "{role}");
             if let ReplyTo::Results(job) = &reply_to {
-                assert!(caller.stored_result(job, &reply.id).await?.is_some());
+                assert!(caller.stored_results(job, &[reply.id]).await?.len() == 1);
             }
         }
         let asking = caller.ask("describe.digits", Bytes::new(), SOON);
@@ -163,7 +163,7 @@ async fn no_role_can_do_anothers_work() -> Result<()> {
         let published = channel.basic_publish(exchange.into(), key.into(), options, b"x", Default::default()).await?;
         assert!(is_refused(published.await), "exchange `{exchange}`");
     }
-    denied(worker.stored_result(&"job".parse()?, &"r1".parse()?).await.expect_err("results are not for it"));
+    denied(worker.stored_results(&"job".parse()?, &["r1".parse()?]).await.expect_err("results are not for it"));
     denied(worker.dead_letters(&model(), 5).await.expect_err("dead letters are not for it"));
 
     // Scaler and monitoring take and change nothing.

@@ -1,5 +1,6 @@
 //! The window: chunks are submitted while earlier ones are under way, answers are written in order.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use super::chunk::Reader;
 use super::journal::Journal;
 use super::output::Output;
 use super::progress::{Progress, Summary, Tally};
-use super::waiting::Waiting;
+use super::waiting::{Entry, Waiting};
 use crate::cli::{ReplyMode, Routing};
 
 /// How often the state is kept and progress shown.
@@ -34,8 +35,8 @@ pub struct Flow<'o> {
     pub window: usize,
     pub mode: ReplyMode,
     pub body_bytes: Option<u64>,
-    /// Whether an earlier run may have asked already.
-    pub resumed: bool,
+    /// The chunk that an earlier run stopped before: it may have asked for this one and some after it.
+    pub resumed_at: Option<u64>,
 }
 
 /// How a run ended.
@@ -47,8 +48,6 @@ pub enum Ended {
 /// What became of a submission.
 enum Sent {
     Queued,
-    /// An earlier run's answer was stored.
-    Stored(Reply),
     Refused(BrokerError),
 }
 
@@ -66,8 +65,7 @@ impl Flow<'_> {
         let mut waiting = Waiting::default();
         let mut submitting = FuturesUnordered::new();
         let mut more = true;
-        // After so many in a row that no earlier run asked for, no later one can have been asked for either.
-        let mut lookups = if self.resumed { 2 * self.window } else { 0 };
+        let mut stored = self.stored().await?;
         let mut tick = tokio::time::interval(TICK);
         let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
         let mut consumed = 0;
@@ -84,20 +82,20 @@ impl Flow<'_> {
                 _ = &mut interrupted => break Ended::Interrupted,
                 reply = replies.next() => self.answered(reply?, &mut waiting, &mut tally),
                 Some((index, sent)) = submitting.next() => match sent {
-                    Sent::Queued => lookups = lookups.saturating_sub(1),
-                    Sent::Stored(reply) => self.answered(reply, &mut waiting, &mut tally),
+                    Sent::Queued => {}
                     Sent::Refused(error) => self.refused(index, error, &mut waiting, &mut tally)?,
                 },
                 chunk = reader.chunks.recv(), if more && waiting.len() < self.window => match chunk {
                     None => more = false,
                     Some(chunk) => {
                         let chunk = chunk?;
-                        let index = chunk.index;
-                        if let Some(body) = chunk.body.clone() {
-                            let submission = self.submission(index, chunk.good, body, &*replies)?;
-                            submitting.push(self.submit(index, submission, lookups > 0));
-                        }
+                        let (index, good, body) = (chunk.index, chunk.good, chunk.body.clone());
                         waiting.push(chunk);
+                        if let Some(reply) = stored.remove(&index) {
+                            self.answered(reply, &mut waiting, &mut tally);
+                        } else if let Some(body) = body {
+                            submitting.push(self.submit(index, self.submission(index, good, body, &*replies)?));
+                        }
                     }
                 },
                 _ = tick.tick() => {
@@ -107,7 +105,7 @@ impl Flow<'_> {
                             entry.sent = Instant::now();
                             if let Some(body) = entry.chunk.body.clone() {
                                 let submission = self.submission(entry.chunk.index, entry.chunk.good, body, &*replies)?;
-                                submitting.push(self.submit(entry.chunk.index, submission.again(entry.again), false));
+                                submitting.push(self.submit(entry.chunk.index, submission.again(entry.again)));
                             }
                         }
                     }
@@ -129,6 +127,15 @@ impl Flow<'_> {
             journal.save(path)?;
         }
         Ok(())
+    }
+
+    /// What an earlier run asked for and did not write: it had no more under way than a window.
+    async fn stored(&self) -> Result<HashMap<u64, Reply>> {
+        let Some(first) = self.resumed_at else { return Ok(HashMap::new()) };
+        let ids: Vec<RequestId> =
+            (first..first + 2 * self.window as u64).map(|index| self.request_id(index)).collect::<Result<_>>()?;
+        let replies = self.broker.stored_results(&self.job, &ids).await?;
+        Ok(replies.into_iter().filter_map(|reply| Some((self.index_of(&reply.id)?, reply))).collect())
     }
 
     fn request_id(&self, index: u64) -> Result<RequestId> {
@@ -155,14 +162,8 @@ impl Flow<'_> {
     }
 
     /// Submits until the broker has it or refuses it for good. A full queue and an outage are waited out.
-    fn submit(
-        &self,
-        index: u64,
-        submission: Submission,
-        look_first: bool,
-    ) -> impl Future<Output = (u64, Sent)> + use<> {
+    fn submit(&self, index: u64, submission: Submission) -> impl Future<Output = (u64, Sent)> + use<> {
         let broker = Arc::clone(&self.broker);
-        let job = self.job.clone();
         let body_bytes = self.body_bytes;
         async move {
             let size = submission.body.len();
@@ -171,9 +172,6 @@ impl Flow<'_> {
                 return (index, Sent::Refused(BrokerError::TooLarge { size, limit }));
             }
             loop {
-                if look_first && let Ok(Some(reply)) = broker.stored_result(&job, &submission.envelope.id).await {
-                    return (index, Sent::Stored(reply));
-                }
                 match broker.submit(submission.clone()).await {
                     Ok(Receipt::Queued | Receipt::Duplicate) => return (index, Sent::Queued),
                     Err(error) if error.is_transient() => tokio::time::sleep(PAUSE).await,
@@ -207,12 +205,15 @@ impl Flow<'_> {
 
     /// Whether answers are overdue and the queue is empty: then they were lost on the way.
     async fn nothing_waits_for(&self, waiting: &mut Waiting) -> bool {
-        if !waiting.open().any(|entry| entry.sent.elapsed() > PERHAPS_LOST)
-            || waiting.open().any(|entry| entry.sent.elapsed() < PERHAPS_LOST)
-        {
+        // Each time twice as long: not every broker tells what still runs.
+        let overdue = |entry: &Entry| entry.sent.elapsed() > PERHAPS_LOST * 2_u32.saturating_pow(entry.again);
+        let mut open = waiting.open().map(|entry| overdue(entry)).peekable();
+        if open.peek().is_none() || !open.all(|overdue| overdue) {
             return false;
         }
         let Ok(lanes) = self.broker.depth(&self.model).await else { return false };
-        lanes.iter().all(|lane| lane.ready.clone().known() == Some(0) && lane.in_flight.clone().known() == Some(0))
+        lanes
+            .iter()
+            .all(|lane| lane.ready.clone().known() == Some(0) && lane.in_flight.clone().known().unwrap_or(0) == 0)
     }
 }
