@@ -11,78 +11,14 @@ use crate::codec::ContentType;
 use crate::envelope::Malformed;
 use crate::{Envelope, ErrorCode, JobId, Lane, ModelName, ReplyTo, RequestId};
 
+mod dead;
+mod error;
+
+pub use dead::{DeadLetter, Death};
+pub use error::BrokerError;
+
 /// What a broker operation may end with.
 pub type Result<T> = std::result::Result<T, BrokerError>;
-
-/// Why a broker did not do what was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum BrokerError {
-    /// No connection.
-    #[error("no broker answers at `{url}`")]
-    Unreachable {
-        /// The URL, without secrets.
-        url: String,
-        /// What the client saw.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// The model's queue holds as much as its limits allow. Submit again later.
-    #[error("the queue of model `{0}` is full: submit again later")]
-    QueueFull(ModelName),
-    /// There is no queue for this model.
-    #[error("there is no model `{0}`: no queue of that name exists on this broker")]
-    UnknownModel(ModelName),
-    /// The message is larger than the queue or the broker takes.
-    #[error("a message of {size} bytes is too large: {limit}")]
-    TooLarge {
-        /// Body and headers.
-        size: usize,
-        /// Who says so, and how much is taken.
-        limit: String,
-    },
-    /// Its deadline passed before it could be submitted: it would be refused by whoever took it.
-    #[error("the deadline of request `{0}` passed before it was submitted")]
-    Expired(RequestId),
-    /// The broker takes no messages for now: it is short of memory or disk.
-    #[error("the broker takes no messages for now: {0}")]
-    Blocked(String),
-    /// These credentials may not do this.
-    #[error("the broker denies this: {0}")]
-    Denied(String),
-    /// The broker did not answer in time; whether it did what was asked is not known.
-    #[error("the broker did not answer in time: {0}")]
-    TimedOut(String),
-    /// An address, a URL or a limit that cannot be used.
-    #[error("{0}")]
-    Unusable(String),
-    /// Anything else.
-    #[error("{what}")]
-    Other {
-        /// What was being done.
-        what: String,
-        /// What the client saw.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-}
-
-impl BrokerError {
-    /// Whether the same call may succeed later without anybody changing anything.
-    pub fn is_transient(&self) -> bool {
-        match self {
-            BrokerError::Unreachable { .. }
-            | BrokerError::QueueFull(_)
-            | BrokerError::Blocked(_)
-            | BrokerError::TimedOut(_)
-            | BrokerError::Other { .. } => true,
-            BrokerError::UnknownModel(_)
-            | BrokerError::TooLarge { .. }
-            | BrokerError::Expired(_)
-            | BrokerError::Denied(_)
-            | BrokerError::Unusable(_) => false,
-        }
-    }
-}
 
 /// What a model's queue takes before it refuses.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -208,21 +144,6 @@ pub enum Settlement {
     Dead(Death),
 }
 
-/// Why, where and when a request was given up.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Death {
-    /// The kind of reason.
-    pub code: ErrorCode,
-    /// The reason in words.
-    pub reason: String,
-    /// Attempts charged, this one included.
-    pub attempts: u32,
-    /// The host that gave up.
-    pub host: String,
-    /// When.
-    pub at: UnixMs,
-}
-
 /// A stream of deliveries over all lanes of a model.
 #[async_trait]
 pub trait Consumer: Send {
@@ -271,21 +192,6 @@ pub struct LaneDepth {
     pub oldest: Reading<Duration>,
     /// When this was read.
     pub read_at: SystemTime,
-}
-
-/// A request that was given up, as kept.
-#[derive(Debug, Clone)]
-pub struct DeadLetter {
-    /// Its place in the dead letters.
-    pub sequence: u64,
-    /// The request's id as it stood in the header, even if it was malformed.
-    pub id: String,
-    /// Why it was given up.
-    pub death: Death,
-    /// All headers, in order of their names.
-    pub headers: Vec<(String, String)>,
-    /// The body.
-    pub body: Bytes,
 }
 
 /// A caller's end: replies as they arrive.

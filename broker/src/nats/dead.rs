@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 
 use sluice_core::broker::{DeadLetter, Death, Result};
-use sluice_core::{ErrorCode, ModelName, envelope};
+use sluice_core::{ModelName, envelope};
 
 use super::error::other;
 use super::{Nats, headers, names};
@@ -35,11 +35,7 @@ pub(super) async fn store(
             }
         }
     }
-    headers::put(&mut all, envelope::DEAD_CODE, death.code.as_str());
-    headers::put(&mut all, envelope::DEAD_REASON, &death.reason);
-    headers::put(&mut all, envelope::DEAD_HOST, &death.host);
-    headers::put(&mut all, envelope::DEAD_AT, death.at.to_string());
-    headers::put(&mut all, envelope::ATTEMPTS, death.attempts.to_string());
+    death.write(|name, value| headers::put(&mut all, name, value));
     // Were we to die before the original is gone, whoever gets it next does not bury it twice.
     headers::put(&mut all, headers::SUBMISSION_ID, name);
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| other("storing a dead letter", error);
@@ -78,34 +74,13 @@ pub(super) async fn list(nats: &Nats, model: &ModelName, limit: usize) -> Result
             if newest.len() == limit {
                 newest.pop_back();
             }
-            let empty = HeaderMap::new();
-            newest.push_front(letter(sequence, message.headers.as_ref().unwrap_or(&empty), message.payload.clone()));
+            let pairs = message.headers.iter().flat_map(headers::pairs);
+            let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+            newest.push_front(DeadLetter::read(sequence, pairs, message.payload.clone()));
             if pending == 0 {
                 break;
             }
         }
     }
     Ok(newest.into())
-}
-
-fn letter(sequence: u64, all: &HeaderMap, body: Bytes) -> DeadLetter {
-    let text = |name: &str| headers::get(all, name).unwrap_or_default().to_owned();
-    let mut listed: Vec<(String, String)> = all
-        .iter()
-        .flat_map(|(name, values)| values.iter().map(move |value| (name.to_string(), value.as_str().to_owned())))
-        .collect();
-    listed.sort();
-    DeadLetter {
-        sequence,
-        id: text(envelope::ID),
-        death: Death {
-            code: text(envelope::DEAD_CODE).parse().unwrap_or(ErrorCode::Internal),
-            reason: text(envelope::DEAD_REASON),
-            attempts: text(envelope::ATTEMPTS).parse().unwrap_or(0),
-            host: text(envelope::DEAD_HOST),
-            at: text(envelope::DEAD_AT).parse().unwrap_or(0),
-        },
-        headers: listed,
-        body,
-    }
 }

@@ -10,6 +10,7 @@ mod rabbitmq_recovering;
 mod rabbitmq_roles;
 mod recovering;
 mod rig;
+mod roles;
 mod settling;
 mod submitting;
 mod watching;

@@ -4,17 +4,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use bytes::Bytes;
 use sluice_broker::{Options, connect};
-use sluice_core::broker::{Broker, BrokerError, Limited, QueueLimits, Reply, Settlement};
-use sluice_core::codec::ContentType;
-use sluice_core::{ErrorCode, ReplyTo};
+use sluice_core::ErrorCode;
+use sluice_core::broker::{Broker, BrokerError, Limited, QueueLimits, Settlement};
 use xtask::nats::NatsServer;
 use xtask::process::free_port;
 
 use crate::certificates::Certificates;
 use crate::rig::{self, SOON, id, model, next, request};
+use crate::roles::{Served, a_reply};
 
 const ROLES: [&str; 7] = ["producer", "worker", "scaler", "gateway", "monitoring", "staging", "admin"];
 
@@ -87,52 +87,13 @@ async fn every_role_can_do_its_work_over_tls() -> Result<()> {
         worker.ensure_queue(&model(), &QueueLimits { length: 100, message_bytes: 4096 }).await?,
         Limited::AsAsked
     );
-    let mut consumer = worker.consume(&model(), 8).await?;
-    let mut questions = worker.listen("describe.digits").await?;
-
+    let consumer = worker.consume(&model(), 8).await?;
+    let questions = worker.listen("describe.digits").await?;
+    let mut served = Served { worker: &worker, consumer, questions };
     for role in ["producer", "gateway"] {
-        let caller = production.connect(role).await?;
-        let mut inbox = caller.inbox().await?;
-        let job = format!("job-{role}").parse()?;
-        let mut results = caller.results(&job).await?;
-        for reply_to in [inbox.reply_to(), results.reply_to()] {
-            let mut submission = request(&format!("{role}-{}", reply_to.to_string().len()));
-            submission.envelope.reply_to = Some(reply_to.clone());
-            caller.submit(submission).await?;
-            let delivery = next(&mut consumer).await?;
-            let reply = Reply {
-                id: id(&delivery).parse()?,
-                error: None,
-                content_type: ContentType::Json,
-                body: Bytes::from_static(b"{}"),
-                traceparent: None,
-            };
-            worker.reply(&reply_to, &reply).await?;
-            delivery.hold.settle(Settlement::Done).await?;
-            let received = match reply_to {
-                ReplyTo::Inbox(_) => tokio::time::timeout(SOON, inbox.next()).await??,
-                ReplyTo::Results(_) => tokio::time::timeout(SOON, results.next()).await??,
-            };
-            assert_eq!(received.id, reply.id, "{role}");
-            if let ReplyTo::Results(job) = &reply_to {
-                assert!(caller.stored_results(job, &[reply.id]).await?.len() == 1);
-            }
-        }
-        let asking = caller.ask("describe.digits", Bytes::new(), SOON);
-        let answering = async {
-            questions
-                .next()
-                .await?
-                .answer
-                .context("someone asks")?
-                .send("yes".into())
-                .await
-                .map_err(anyhow::Error::from)
-        };
-        let (answer, sent) = tokio::join!(asking, answering);
-        sent?;
-        assert_eq!(answer?.as_deref(), Some(&b"yes"[..]), "{role}");
+        served.answers(&production.connect(role).await?, role).await?;
     }
+    let mut consumer = served.consumer;
 
     // A request that is given back, then buried.
     let producer = production.connect("producer").await?;
@@ -188,14 +149,7 @@ async fn no_role_can_do_anothers_work() -> Result<()> {
     producer.submit(request("r2")).await?;
     let gateway = production.connect("gateway").await?;
     let inbox = gateway.inbox().await?;
-    let reply = Reply {
-        id: "r1".parse()?,
-        error: None,
-        content_type: ContentType::Json,
-        body: Bytes::new(),
-        traceparent: None,
-    };
-    worker.reply(&inbox.reply_to(), &reply).await?;
+    worker.reply(&inbox.reply_to(), &a_reply("r1")?).await?;
     use futures_util::StreamExt;
     for subscriber in [&mut eavesdropper, &mut others] {
         let heard = tokio::time::timeout(rig::A_WHILE, subscriber.next()).await;

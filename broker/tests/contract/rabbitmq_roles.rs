@@ -2,18 +2,17 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
-use bytes::Bytes;
+use anyhow::Result;
 use lapin::options::{BasicGetOptions, BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
 use sluice_broker::{Options, connect};
-use sluice_core::broker::{Broker, BrokerError, Death, Limited, QueueLimits, Reply, Settlement};
-use sluice_core::codec::ContentType;
-use sluice_core::{ErrorCode, ReplyTo};
+use sluice_core::ErrorCode;
+use sluice_core::broker::{Broker, BrokerError, Death, Limited, QueueLimits, Settlement};
 use xtask::rabbitmq::RabbitServer;
 
 use crate::certificates::Certificates;
 use crate::rig::{SOON, id, model, next, request};
+use crate::roles::{Served, a_reply};
 
 const LIMITS: QueueLimits = QueueLimits { length: 100, message_bytes: 4096 };
 
@@ -60,50 +59,19 @@ fn is_refused<T>(outcome: lapin::Result<T>) -> bool {
     outcome.err().is_some_and(|error| error.to_string().contains("ACCESS_REFUSED"))
 }
 
-fn a_reply(to: &str) -> Result<Reply> {
-    let body = Bytes::from_static(b"{}");
-    Ok(Reply { id: to.parse()?, error: None, content_type: ContentType::Json, body, traceparent: None })
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn every_role_can_do_its_work_over_tls() -> Result<()> {
     let production = Production::start()?;
     let worker = production.connect("worker").await?;
     let limited = worker.ensure_queue(&model(), &LIMITS).await?;
     assert!(matches!(&limited, Limited::AsConfigured(why) if why.contains("setting a queue's length")), "{limited:?}");
-    let mut consumer = worker.consume(&model(), 8).await?;
-    let mut questions = worker.listen("describe.digits").await?;
-
+    let consumer = worker.consume(&model(), 8).await?;
+    let questions = worker.listen("describe.digits").await?;
+    let mut served = Served { worker: &worker, consumer, questions };
     for role in ["producer", "gateway"] {
-        let caller = production.connect(role).await?;
-        let mut inbox = caller.inbox().await?;
-        let mut results = caller.results(&format!("job-{role}").parse()?).await?;
-        for reply_to in [inbox.reply_to(), results.reply_to()] {
-            let mut submission = request(&format!("{role}-{}", reply_to.to_string().len()));
-            submission.envelope.reply_to = Some(reply_to.clone());
-            caller.submit(submission).await?;
-            let delivery = next(&mut consumer).await?;
-            let reply = a_reply(&id(&delivery))?;
-            worker.reply(&reply_to, &reply).await?;
-            delivery.hold.settle(Settlement::Done).await?;
-            let received = match reply_to {
-                ReplyTo::Inbox(_) => tokio::time::timeout(SOON, inbox.next()).await??,
-                ReplyTo::Results(_) => tokio::time::timeout(SOON, results.next()).await??,
-            };
-            assert_eq!(received.id, reply.id, "{role}");
-            if let ReplyTo::Results(job) = &reply_to {
-                assert!(caller.stored_results(job, &[reply.id]).await?.len() == 1);
-            }
-        }
-        let asking = caller.ask("describe.digits", Bytes::new(), SOON);
-        let answering = async {
-            let answer = questions.next().await?.answer.context("someone asks")?;
-            answer.send("yes".into()).await.map_err(anyhow::Error::from)
-        };
-        let (answer, sent) = tokio::join!(asking, answering);
-        sent?;
-        assert_eq!(answer?.as_deref(), Some(&b"yes"[..]), "{role}");
+        served.answers(&production.connect(role).await?, role).await?;
     }
+    let mut consumer = served.consumer;
 
     // A request that is given back, tried again later, then buried.
     let producer = production.connect("producer").await?;
