@@ -6,6 +6,7 @@ mod dead;
 mod depth;
 mod error;
 mod headers;
+mod inbox;
 mod keep;
 mod lead;
 mod names;

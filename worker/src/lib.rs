@@ -11,5 +11,6 @@ mod reply;
 mod run;
 mod serve;
 mod slot;
+mod station;
 
 pub use run::{Exit, run};

@@ -1,36 +1,23 @@
 //! Serving one model: requests come in, batches go to slots, answers go out. One task owns all of it; what takes
 //! time happens on slots, in decoding tasks and in replying tasks.
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use futures_util::stream::{FuturesUnordered, StreamExt};
 use sluice_core::broker::{Broker, Consumer, Delivery, Limited};
-use sluice_core::clock::unix_ms;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
-use crate::batcher::{Batcher, Entry, Next, Policy, Room};
-use crate::engine::{Blame, Device, EngineError};
-use crate::intake::{self, Rejection, Request, Ticket};
+use crate::engine::Device;
 use crate::metrics::ModelMetrics;
 use crate::package::Package;
-use crate::reply::{Replier, Verdict};
-use crate::slot::{self, Finished, Job, Slot, Work};
+use crate::slot::{self, Finished, Slot};
+use crate::station::Station;
 
-/// How many batches' worth of requests each slot may hold: one runs, one is prepared, one is on its way.
-const BATCHES_PER_SLOT: usize = 3;
-/// However small the batches: one request runs, and one per lane is on its way.
-const LEAST_CREDIT: usize = 4;
 /// The credit until it is known how large requests are: raising it later costs nothing, lowering it does.
 const FIRST_CREDIT: usize = 32;
-/// However small the requests, no host holds more.
-const MOST_CREDIT: usize = 4096;
 /// How often slots are checked for a hung execution.
 const WATCH: Duration = Duration::from_millis(200);
 /// How long other batches may still run after the process was found to be of no use.
@@ -94,11 +81,10 @@ impl Ready {
     /// Serves until told to stop, or until the process is of no more use.
     pub async fn serve(self) -> Result<End> {
         let Ready { serving, slots, mut finished } = self;
-        let manifest = &serving.package.manifest;
-        let credit = (BATCHES_PER_SLOT * slots.len() * manifest.batching.max_rows).clamp(LEAST_CREDIT, FIRST_CREDIT);
-        let mut consumer = Some(serving.broker.consume(&manifest.name, credit).await?);
-        let stop = serving.stop.clone();
+        let (broker, stop) = (Arc::clone(&serving.broker), serving.stop.clone());
+        let name = serving.package.manifest.name.clone();
         let mut station = Station::new(serving, slots);
+        let mut consumer = Some(broker.consume(&name, station.credit().min(FIRST_CREDIT)).await?);
         let mut watch = tokio::time::interval(WATCH);
         watch.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let end = loop {
@@ -163,269 +149,5 @@ async fn sleep_until(wake: Option<Instant>) {
     match wake {
         Some(wake) => tokio::time::sleep_until(wake.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-/// The state of a model that is served.
-struct Station {
-    serving: Serving,
-    replier: Arc<Replier>,
-    slots: Vec<(Slot, Load)>,
-    batcher: Batcher<Request>,
-    /// What slots run now or next, by batch.
-    running: HashMap<u64, Running>,
-    next_batch: u64,
-    decoding: JoinSet<Result<Request, (Ticket, Rejection)>>,
-    replying: TaskTracker,
-    /// As seen lately; `None` before the first.
-    rows_per_request: Option<f64>,
-    seconds_per_row: f64,
-    /// Set when the process must not go on.
-    fault: Option<String>,
-}
-
-/// Batches that a slot has: one that runs, one that is next.
-type Load = u8;
-
-struct Running {
-    slot: usize,
-    tickets: Vec<Ticket>,
-    rows: usize,
-}
-
-impl Station {
-    fn new(serving: Serving, slots: Vec<Slot>) -> Self {
-        let manifest = &serving.package.manifest;
-        let policy = Policy {
-            max_rows: manifest.batching.max_rows,
-            max_delay: manifest.batching.max_delay,
-            row_time: Duration::ZERO,
-        };
-        let replier = Arc::new(Replier {
-            broker: Arc::clone(&serving.broker),
-            model: manifest.name.clone(),
-            limits: manifest.limits.clone(),
-            host: serving.host.clone(),
-            metrics: Arc::clone(&serving.metrics),
-        });
-        Self {
-            serving,
-            replier,
-            slots: slots.into_iter().map(|slot| (slot, 0)).collect(),
-            batcher: Batcher::new(policy),
-            running: HashMap::new(),
-            next_batch: 0,
-            decoding: JoinSet::new(),
-            replying: TaskTracker::new(),
-            rows_per_request: None,
-            seconds_per_row: 0.0,
-            fault: None,
-        }
-    }
-
-    fn model(&self) -> &str {
-        self.serving.package.manifest.name.as_str()
-    }
-
-    fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.decoding.is_empty() && self.batcher.len() == 0
-    }
-
-    /// Requests that slots can soon use.
-    fn credit(&self) -> usize {
-        let rows = BATCHES_PER_SLOT * self.slots.len() * self.serving.package.manifest.batching.max_rows;
-        ((rows as f64 / self.rows_per_request.unwrap_or(1.0)).ceil() as usize).clamp(LEAST_CREDIT, MOST_CREDIT)
-    }
-
-    fn receive(&mut self, delivery: Delivery) {
-        let metrics = &self.serving.metrics;
-        metrics.in_flight.inc();
-        let waited = SystemTime::now().duration_since(delivery.queued).unwrap_or_default();
-        metrics.queue_seconds[delivery.lane.index()].observe(waited.as_secs_f64());
-        let now = unix_ms();
-        match intake::receive(delivery, self.serving.package.manifest.limits.attempts, now) {
-            Ok(undecoded) if undecoded.is_large() => {
-                let package = Arc::clone(&self.serving.package);
-                self.decoding.spawn_blocking(move || undecoded.decode(&package.manifest, unix_ms()));
-            }
-            Ok(undecoded) => {
-                let decoded = undecoded.decode(&self.serving.package.manifest, now);
-                self.enqueue(decoded);
-            }
-            Err((ticket, rejection)) => self.conclude(vec![(ticket, Verdict::Rejected(rejection))]),
-        }
-    }
-
-    fn decoded(&mut self, decoded: Result<Result<Request, (Ticket, Rejection)>, tokio::task::JoinError>) -> Result<()> {
-        self.enqueue(decoded.context("decoding a request")?);
-        Ok(())
-    }
-
-    fn enqueue(&mut self, decoded: Result<Request, (Ticket, Rejection)>) {
-        match decoded {
-            Ok(mut request) => {
-                let rows = request.rows as f64;
-                self.rows_per_request = Some(self.rows_per_request.map_or(rows, |seen| 0.98 * seen + 0.02 * rows));
-                let entry = Entry {
-                    rows: request.rows,
-                    lane: request.ticket.lane.index(),
-                    deadline: request.deadline,
-                    arrived: request.fetched,
-                    // It may be what killed the worker that had it.
-                    alone: request.ticket.charged > 0,
-                    shape: std::mem::take(&mut request.shape),
-                };
-                self.batcher.push(entry, request);
-            }
-            Err((ticket, rejection)) => self.conclude(vec![(ticket, Verdict::Rejected(rejection))]),
-        }
-    }
-
-    /// Hands out what is due. Returns when to look again.
-    fn dispatch(&mut self) -> Result<Option<Instant>> {
-        let now = Instant::now();
-        let expired = self.batcher.expired(now);
-        if !expired.is_empty() {
-            self.conclude(expired.into_iter().map(|request| (request.ticket, Verdict::ExpiredInBatch)).collect());
-        }
-        loop {
-            let Some(slot) = self.slots.iter().enumerate().min_by_key(|(_, (_, load))| *load).map(|(slot, _)| slot)
-            else {
-                return Ok(None);
-            };
-            let room = match self.slots[slot].1 {
-                0 => Room::IdleSlot,
-                1 => Room::NextBatch,
-                _ => return Ok(None),
-            };
-            match self.batcher.next(room, now) {
-                Next::Run(requests) => self.start(slot, room, requests, now)?,
-                Next::At(wake) => return Ok(Some(wake)),
-                Next::Nothing => return Ok(None),
-            }
-        }
-    }
-
-    fn start(&mut self, slot: usize, room: Room, requests: Vec<Request>, now: Instant) -> Result<()> {
-        let batch = self.next_batch;
-        self.next_batch += 1;
-        let mut tickets = Vec::with_capacity(requests.len());
-        let mut jobs = Vec::with_capacity(requests.len());
-        let mut rows = 0;
-        for request in requests {
-            let waited = now.saturating_duration_since(request.fetched);
-            self.serving.metrics.batch_wait_seconds.observe(waited.as_secs_f64());
-            rows += request.rows;
-            jobs.push(Job {
-                id: request.ticket.id.clone(),
-                content_type: request.ticket.content_type,
-                inputs: request.inputs,
-                outputs: request.outputs,
-            });
-            tickets.push(request.ticket);
-        }
-        self.running.insert(batch, Running { slot, tickets, rows });
-        let work = Work { batch, jobs, gathered: None };
-        let (target, load) = &mut self.slots[slot];
-        *load += 1;
-        match room {
-            Room::IdleSlot => target.run(work)?,
-            Room::NextBatch => target.prepare(work),
-        }
-        self.note_slots();
-        Ok(())
-    }
-
-    fn finish(&mut self, done: Finished) {
-        let Finished { slot, batch, answers, executions, took } = done;
-        if let Some((_, load)) = self.slots.get_mut(slot) {
-            *load = load.saturating_sub(1);
-        }
-        self.note_slots();
-        let Some(Running { tickets, rows, .. }) = self.running.remove(&batch) else { return };
-        let metrics = &self.serving.metrics;
-        metrics.compute_seconds.observe(took.as_secs_f64());
-        for rows in &executions {
-            metrics.batch_rows.observe(*rows as f64);
-        }
-        let pieces = tickets.len() == 1;
-        if executions.len() > 1 && !pieces {
-            metrics.batches_split.inc()
-        } else {
-            metrics.batches_ok.inc()
-        }
-        metrics.rows.inc_by(rows as u64);
-        let measured = took.as_secs_f64() / rows.max(1) as f64;
-        self.seconds_per_row =
-            if self.seconds_per_row == 0.0 { measured } else { 0.9 * self.seconds_per_row + 0.1 * measured };
-        self.batcher.set_row_time(Duration::from_secs_f64(self.seconds_per_row));
-        let mut verdicts = Vec::with_capacity(tickets.len());
-        for (ticket, answer) in tickets.into_iter().zip(answers) {
-            let verdict = match answer {
-                Ok(body) => Verdict::Answered(body),
-                Err(error) => {
-                    if error.blame == Blame::Process {
-                        self.fault = Some(error.detail.clone());
-                    }
-                    Verdict::Failed(error)
-                }
-            };
-            verdicts.push((ticket, verdict));
-        }
-        self.conclude(verdicts);
-    }
-
-    /// Ends requests, without waiting for it.
-    fn conclude(&self, verdicts: Vec<(Ticket, Verdict)>) {
-        let replier = Arc::clone(&self.replier);
-        self.replying.spawn(async move {
-            // All at once, since a durable answer takes a round trip; but most are sent at the first poll.
-            let mut unfinished = FuturesUnordered::new();
-            for (ticket, verdict) in verdicts {
-                let mut ending = Box::pin(replier.conclude(ticket, verdict));
-                if futures_util::poll!(&mut ending).is_pending() {
-                    unfinished.push(ending);
-                }
-            }
-            while unfinished.next().await.is_some() {}
-        });
-    }
-
-    /// Stops intake and hands back what waits. What runs goes on.
-    async fn drain(&mut self, consumer: Option<Box<dyn Consumer>>) {
-        let waiting = self.batcher.drain();
-        debug!(model = self.model(), waiting = waiting.len(), running = self.running.len(), "draining");
-        if let Some(consumer) = consumer {
-            consumer.stop().await;
-        }
-        self.conclude(waiting.into_iter().map(|request| (request.ticket, Verdict::GivenBack)).collect());
-    }
-
-    /// Looks for an execution that has taken longer than the model allows. Its thread cannot be stopped, so the process
-    /// has to end; the requests that it ran are charged an attempt.
-    fn watch(&mut self) {
-        let limit = self.serving.package.manifest.limits.batch_time;
-        let hung = self.slots.iter().position(|(slot, _)| slot.running_for().is_some_and(|time| time > limit));
-        let Some(slot) = hung else { return };
-        let reason = format!("an execution of model `{}` has not ended within {limit:?}", self.model());
-        let oldest = self.running.iter().filter(|(_, running)| running.slot == slot).map(|(batch, _)| *batch).min();
-        if let Some(running) = oldest.and_then(|batch| self.running.remove(&batch)) {
-            let error = EngineError::new(Blame::Process, reason.clone());
-            self.conclude(running.tickets.into_iter().map(|ticket| (ticket, Verdict::Failed(error.clone()))).collect());
-        }
-        // What was to run next on that slot never will.
-        let next: Vec<u64> =
-            self.running.iter().filter(|(_, running)| running.slot == slot).map(|(batch, _)| *batch).collect();
-        for batch in next {
-            if let Some(running) = self.running.remove(&batch) {
-                self.conclude(running.tickets.into_iter().map(|ticket| (ticket, Verdict::GivenBack)).collect());
-            }
-        }
-        self.fault = Some(reason);
-    }
-
-    fn note_slots(&self) {
-        let busy = self.slots.iter().filter(|(_, load)| *load > 0).count();
-        self.serving.metrics.set_slots(0, self.slots.len() - busy, busy, 0);
     }
 }

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use sluice_core::broker::{BrokerError, Result};
 
 use super::Amqp;
-use super::error::{is_of_channel, other};
+use super::error::{is_of_channel, other, within};
 use crate::{Options, Patience};
 
 /// How long a service waits between two attempts to connect.
@@ -91,9 +91,8 @@ impl Link {
         if let Some(connection) = live.as_ref().filter(|connection| connection.status().connected()) {
             return Ok(Arc::clone(connection));
         }
-        let again = live.take().is_some();
         let connection = Arc::new(self.attempt().await?);
-        if again {
+        if live.is_some() {
             info!(url = %self.shown_url, "reconnected to the broker");
             // It may be another broker, or one that lost something.
             self.seen.lock().unwrap_or_else(PoisonError::into_inner).clear();
@@ -203,7 +202,7 @@ impl Link {
     /// A channel of one's own: an error on it harms nobody else.
     pub(super) async fn channel(&self) -> Result<Channel> {
         let connection = self.connection().await?;
-        connection.create_channel().await.map_err(|error| other("opening a channel", error))
+        within("opening a channel", connection.create_channel()).await
     }
 
     /// The channel for what must be stored.
@@ -214,8 +213,7 @@ impl Link {
         // Publishing to an exchange that is not there would end the channel for everyone.
         super::queue::ensure_exchanges(self).await?;
         let channel = self.channel().await?;
-        let confirms = channel.confirm_select(ConfirmSelectOptions::default()).await;
-        confirms.map_err(|error| other("asking for confirms", error))?;
+        within("asking for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
         self.publishing.set(&channel);
         Ok(channel)
     }

@@ -11,7 +11,7 @@ use sluice_core::broker::{BrokerError, Limited, QueueLimits, Result};
 use sluice_core::{Lane, ModelName};
 
 use super::connect::Link;
-use super::error::{is_mismatch, is_not_found, is_starting, other};
+use super::error::{in_time, is_mismatch, is_not_found, is_starting, other, within};
 use super::{manage, names};
 
 /// RabbitMQ 4 drops a message that was delivered more often than its queue's limit, 20 if none is set. The worker
@@ -43,10 +43,12 @@ pub(super) async fn ensure_exchanges(link: &Link) -> Result<()> {
         let declare = async |passive: bool| {
             let channel = link.channel().await?;
             let options = ExchangeDeclareOptions { durable: true, passive, ..Default::default() };
-            match channel.exchange_declare(name.into(), kind.clone(), options, FieldTable::default()).await {
+            let what = format!("declaring exchange `{name}`");
+            let declared = channel.exchange_declare(name.into(), kind.clone(), options, FieldTable::default());
+            match in_time(&what, declared).await? {
                 Ok(()) => Ok(true),
                 Err(error) if passive && is_not_found(&error) => Ok(false),
-                Err(error) => Err(other(format!("declaring exchange `{name}`"), error)),
+                Err(error) => Err(other(what, error)),
             }
         };
         if !declare(true).await? {
@@ -64,7 +66,8 @@ pub(super) async fn declare(link: &Link, exchange: &str, queue: &str, arguments:
         // A channel of its own: a refusal closes it.
         let channel = link.channel().await?;
         let options = QueueDeclareOptions { durable: true, ..Default::default() };
-        match channel.queue_declare(queue.into(), options, arguments.clone()).await {
+        let what = format!("declaring queue `{queue}`");
+        match in_time(&what, channel.queue_declare(queue.into(), options, arguments.clone())).await? {
             Ok(_) => return bind(&channel, exchange, queue, queue).await,
             Err(error) if is_starting(&error) && Instant::now() < deadline => tokio::time::sleep(PAUSE).await,
             Err(error) if is_mismatch(&error) => {
@@ -72,16 +75,20 @@ pub(super) async fn declare(link: &Link, exchange: &str, queue: &str, arguments:
                     "queue `{queue}` is there with other arguments; remove it or rename the model: {error}"
                 )));
             }
-            Err(error) => return Err(other(format!("declaring queue `{queue}`"), error)),
+            Err(error) => return Err(other(what, error)),
         }
     }
 }
 
 pub(super) async fn bind(channel: &Channel, exchange: &str, queue: &str, key: &str) -> Result<()> {
-    let bound = channel
-        .queue_bind(queue.into(), exchange.into(), key.into(), QueueBindOptions::default(), FieldTable::default())
-        .await;
-    bound.map_err(|error| other(format!("binding queue `{queue}` to `{exchange}`"), error))
+    let bound = channel.queue_bind(
+        queue.into(),
+        exchange.into(),
+        key.into(),
+        QueueBindOptions::default(),
+        FieldTable::default(),
+    );
+    within(format!("binding queue `{queue}` to `{exchange}`"), bound).await
 }
 
 fn quorum(more: &[(&str, AMQPValue)]) -> FieldTable {
@@ -124,8 +131,8 @@ pub(super) async fn remove(link: &Link, model: &ModelName) -> Result<()> {
     let channel = link.channel().await?;
     for queue in queues {
         // Deleting what is not there is fine.
-        let deleted = channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await;
-        deleted.map_err(|error| other(format!("deleting queue `{queue}`"), error))?;
+        let deleted = channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default());
+        within(format!("deleting queue `{queue}`"), deleted).await?;
     }
     Ok(())
 }
@@ -142,10 +149,11 @@ pub(super) async fn waiting(link: &Link, queue: &str) -> Result<Option<u64>> {
     // A channel of its own: asking for what is not there closes it.
     let channel = link.channel().await?;
     let options = QueueDeclareOptions { passive: true, ..Default::default() };
-    let counted = match channel.queue_declare(queue.into(), options, FieldTable::default()).await {
+    let what = format!("looking at queue `{queue}`");
+    let counted = match in_time(&what, channel.queue_declare(queue.into(), options, FieldTable::default())).await? {
         Ok(found) => Ok(Some(u64::from(found.message_count()))),
         Err(error) if is_not_found(&error) => Ok(None),
-        Err(error) => Err(other(format!("looking at queue `{queue}`"), error)),
+        Err(error) => Err(other(what, error)),
     };
     let _ = channel.close(200, "done".into()).await;
     counted

@@ -18,7 +18,7 @@ use sluice_core::broker::{BrokerError, Replied, Replies, Reply, Result};
 use sluice_core::{JobId, ReplyTo, RequestId, envelope};
 
 use super::connect::Link;
-use super::error::other;
+use super::error::{other, within};
 use super::publish::{Published, stored as publish};
 use super::{headers, names, queue, stream};
 
@@ -126,14 +126,13 @@ impl Drop for Listener {
 }
 
 async fn listen(link: &Link, exchange: &str, key: &str) -> Result<(Channel, Consumer)> {
-    let failed = |error| other("listening", error);
     let channel = link.channel().await?;
     let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
-    let queue = channel.queue_declare("".into(), options, FieldTable::default()).await.map_err(failed)?;
+    let queue = within("listening", channel.queue_declare("".into(), options, FieldTable::default())).await?;
     queue::bind(&channel, exchange, queue.name().as_str(), key).await?;
     let options = BasicConsumeOptions { no_ack: true, exclusive: true, ..Default::default() };
-    let consumer = channel.basic_consume(queue.name().clone(), "".into(), options, FieldTable::default()).await;
-    Ok((channel, consumer.map_err(failed)?))
+    let consumer = channel.basic_consume(queue.name().clone(), "".into(), options, FieldTable::default());
+    Ok((channel.clone(), within("listening", consumer).await?))
 }
 
 pub(super) struct Inbox {

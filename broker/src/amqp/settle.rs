@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use lapin::BasicProperties;
-use lapin::options::{BasicAckOptions, BasicNackOptions};
+use lapin::options::{BasicAckOptions, BasicRejectOptions};
 use lapin::{Acker, Channel};
 use tracing::debug;
 
@@ -113,8 +113,8 @@ impl Drop for AmqpHold {
             runtime.spawn(async move {
                 tokio::time::sleep(UNSETTLED).await;
                 let _channel = channel;
-                let options = BasicNackOptions { requeue: true, ..Default::default() };
-                if let Err(error) = acker.nack(options).await {
+                // Not `basic.nack`, which RabbitMQ 4.3 and later do not count as a failed delivery.
+                if let Err(error) = acker.reject(BasicRejectOptions { requeue: true }).await {
                     debug!(%error, "a request that was not settled comes back with its connection's end");
                 }
             });

@@ -18,7 +18,7 @@ use sluice_core::broker::{BrokerError, Delivery, Result, Settlement};
 use sluice_core::{Envelope, Lane, ModelName};
 
 use super::connect::Link;
-use super::error::{is_not_found, other};
+use super::error::{is_not_found, within};
 use super::settle::AmqpHold;
 use super::share::{self, SOURCES};
 use super::{headers, names};
@@ -173,10 +173,7 @@ impl Sources {
         let state = &mut self.each[source];
         let (Some(channel), Some(consumer)) = (channel, &mut state.consumer) else { return Ok(()) };
         let tag = consumer.tag();
-        channel
-            .basic_cancel(tag, BasicCancelOptions::default())
-            .await
-            .map_err(|error| other("changing the credit", error))?;
+        within("changing the credit", channel.basic_cancel(tag, BasicCancelOptions::default())).await?;
         // The confirmation came after the last delivery.
         let mut received = Vec::new();
         while let Some(Some(Ok(message))) = consumer.next().now_or_never() {
@@ -197,16 +194,16 @@ impl Sources {
             }
         };
         let queue = queue(&self.model, source);
-        let failed = |error: lapin::Error| match is_not_found(&error) {
-            true => BrokerError::UnknownModel(self.model.clone()),
-            false => other(format!("consuming from `{queue}`"), error),
-        };
+        let what = format!("consuming from `{queue}`");
         let count = u16::try_from(prefetch).unwrap_or(u16::MAX);
-        channel.basic_qos(count, BasicQosOptions::default()).await.map_err(failed)?;
-        let consumer = channel
-            .basic_consume(queue.as_str().into(), "".into(), BasicConsumeOptions::default(), FieldTable::default())
-            .await
-            .map_err(failed)?;
+        within(&what, channel.basic_qos(count, BasicQosOptions::default())).await?;
+        let options = BasicConsumeOptions::default();
+        let consumer = channel.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default());
+        // That there is no such queue is for the caller to know.
+        let consumer = match within(&what, consumer.map(none_if_not_found)).await? {
+            Some(consumer) => consumer,
+            None => return Err(BrokerError::UnknownModel(self.model.clone())),
+        };
         let state = &mut self.each[source];
         state.consumer = Some(consumer);
         state.prefetch = prefetch;
@@ -238,6 +235,13 @@ impl Sources {
                 charged,
             }),
         }
+    }
+}
+
+fn none_if_not_found<T>(outcome: lapin::Result<T>) -> lapin::Result<Option<T>> {
+    match outcome {
+        Err(error) if is_not_found(&error) => Ok(None),
+        outcome => outcome.map(Some),
     }
 }
 

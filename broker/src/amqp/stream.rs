@@ -11,7 +11,7 @@ use lapin::{Channel, Consumer};
 use sluice_core::broker::Result;
 
 use super::connect::Link;
-use super::error::other;
+use super::error::within;
 use super::queue;
 
 /// Messages on their way at once.
@@ -35,15 +35,13 @@ pub(super) struct Entry {
 
 impl Reader {
     pub(super) async fn open(link: &Link, queue: &str, from: u64) -> Result<Self> {
-        let failed = |error| other(format!("reading stream `{queue}`"), error);
+        let what = format!("reading stream `{queue}`");
         let channel = link.channel().await?;
-        channel.basic_qos(PREFETCH, BasicQosOptions::default()).await.map_err(failed)?;
+        within(&what, channel.basic_qos(PREFETCH, BasicQosOptions::default())).await?;
         let mut arguments = FieldTable::default();
         arguments.insert("x-stream-offset".into(), AMQPValue::LongLongInt(i64::try_from(from).unwrap_or(i64::MAX)));
-        let consumer = channel
-            .basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), arguments)
-            .await
-            .map_err(failed)?;
+        let options = BasicConsumeOptions::default();
+        let consumer = within(&what, channel.basic_consume(queue.into(), "".into(), options, arguments)).await?;
         Ok(Self { consumer, _channel: channel })
     }
 

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use async_nats::{Client, Message, Subscriber};
+use async_nats::{Client, Message};
 use async_trait::async_trait;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::FutureExt;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, Interval};
 use tracing::{debug, trace, warn};
@@ -20,6 +20,7 @@ use sluice_core::broker::{Consumer, Delivery, Result, Settlement};
 use sluice_core::{Envelope, Lane, ModelName};
 
 use super::error::other;
+use super::inbox::{self, Inbox, Mode};
 use super::pull::{self, LaneState};
 use super::settle::{Ack, NatsHold, Settling};
 use super::{Nats, headers, names, queue};
@@ -80,29 +81,6 @@ struct Arrived {
     lane: Lane,
 }
 
-/// Where deliveries come in. A delivery does not say which order it fills, but its subscription does.
-struct Inbox {
-    address: String,
-    standing: Subscriber,
-    backlog: Subscriber,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    Standing,
-    Backlog,
-}
-
-impl Mode {
-    /// The token in the inbox's subjects.
-    fn token(self) -> &'static str {
-        match self {
-            Mode::Standing => "standing",
-            Mode::Backlog => "backlog",
-        }
-    }
-}
-
 pub(super) async fn open(nats: &Nats, model: &ModelName, credit: usize) -> Result<NatsConsumer> {
     queue::exists(nats, model).await?;
     let mut connection = nats.connection.clone();
@@ -129,24 +107,6 @@ pub(super) async fn open(nats: &Nats, model: &ModelName, credit: usize) -> Resul
     })
 }
 
-impl Inbox {
-    async fn open(client: &Client) -> Result<Self> {
-        let address = client.new_inbox();
-        let open = async |mode: Mode| {
-            let subject = format!("{address}.{}.*", mode.token());
-            client.subscribe(subject).await.map_err(|error| other("subscribing to an inbox", error))
-        };
-        Ok(Self { standing: open(Mode::Standing).await?, backlog: open(Mode::Backlog).await?, address })
-    }
-
-    async fn next(&mut self) -> Option<(Mode, Message)> {
-        tokio::select! {
-            message = self.backlog.next() => message.map(|message| (Mode::Backlog, message)),
-            message = self.standing.next() => message.map(|message| (Mode::Standing, message)),
-        }
-    }
-}
-
 #[async_trait]
 impl Consumer for NatsConsumer {
     async fn next(&mut self) -> Result<Delivery> {
@@ -165,7 +125,7 @@ impl Consumer for NatsConsumer {
             }
             tokio::select! {
                 biased;
-                Some((_, message)) = from(&mut self.former) => drop(self.keep(message)),
+                Some((_, message)) = inbox::next_of(&mut self.former) => drop(self.keep(message)),
                 message = self.inbox.next() => match message {
                     Some((mode, message)) => self.receive(mode, message),
                     None => return Err(other("receiving requests", "the connection was closed")),
@@ -219,14 +179,6 @@ impl Consumer for NatsConsumer {
                 _ => return,
             }
         }
-    }
-}
-
-/// The next message of an inbox that there may not be.
-async fn from(inbox: &mut Option<Inbox>) -> Option<(Mode, Message)> {
-    match inbox {
-        Some(inbox) => inbox.next().await,
-        None => std::future::pending().await,
     }
 }
 
