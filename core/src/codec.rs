@@ -10,7 +10,6 @@ use std::str::FromStr;
 
 use bytes::{Bytes, BytesMut};
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use crate::{Datatype, ErrorCode, Failure, InferRequest, InferResponse, Tensor};
 use data::WireData;
@@ -208,13 +207,8 @@ fn parse<'a, T: Deserialize<'a>>(content_type: ContentType, body: &'a Bytes) -> 
         ContentType::MessagePack => {
             let mut reader = rmp_serde::Deserializer::from_read_ref(&body[..]);
             reader.set_max_depth(MAX_DEPTH);
-            let value = T::deserialize(&mut reader)
-                .map_err(|error| Failure::invalid(format!("the body is not the MessagePack expected: {error}")))?;
-            // The only way to see its end: there is not one byte of a next value.
-            match IgnoredAny::deserialize(&mut reader) {
-                Err(rmp_serde::decode::Error::InvalidMarkerRead(_)) => Ok(value),
-                _ => Err(Failure::invalid("the body goes on after the end of its MessagePack value")),
-            }
+            T::deserialize(&mut reader)
+                .map_err(|error| Failure::invalid(format!("the body is not the MessagePack expected: {error}")))
         }
     }
 }

@@ -146,7 +146,10 @@ async fn describe(broker: &Arc<dyn Broker>, package: &Package, stop: &Cancellati
     spawn_vital("describe", stop, async move {
         while let Some(question) = token.run_until_cancelled(questions.next()).await {
             if let Some(answer) = question?.answer {
-                answer.send(description.clone()).await?;
+                // Whoever asked asks again.
+                if let Err(error) = answer.send(description.clone()).await {
+                    warn!(%error, "could not answer what a model takes");
+                }
             }
         }
         Ok(())

@@ -15,13 +15,16 @@ use tracing::{info, warn};
 use sluice_core::broker::{BrokerError, Result};
 
 use super::Amqp;
-use super::error::{is_of_channel, other, within};
+use super::error::{is_denial, is_of_channel, other, within};
 use crate::{Options, Patience};
 
 /// How long a service waits between two attempts to connect.
 const RETRY: Duration = Duration::from_millis(500);
 /// Seconds between two heartbeats: both ends notice within three of them that the other is gone.
 const HEARTBEAT: u16 = 2;
+
+/// Names that are remembered at most.
+const MOST_SEEN: usize = 10_000;
 
 /// The connection, and the channels that all share.
 pub(super) struct Link {
@@ -34,7 +37,8 @@ pub(super) struct Link {
     telling: Shared,
     /// Why the broker takes no messages, while it does not.
     blocked: Arc<Mutex<Option<String>>>,
-    /// Exchanges and result streams that are known to be there.
+    one_at_a_time: tokio::sync::Mutex<Option<Channel>>,
+    /// Exchanges and result streams that are known to be there, and where something was stored.
     seen: Mutex<HashSet<String>>,
 }
 
@@ -60,6 +64,7 @@ pub(crate) async fn connect(options: &Options) -> Result<Amqp> {
         publishing: Shared::default(),
         telling: Shared::default(),
         blocked: Arc::default(),
+        one_at_a_time: tokio::sync::Mutex::default(),
         seen: Mutex::default(),
     });
     let mut waiting = false;
@@ -124,7 +129,7 @@ impl Link {
             failed = match tokio::time::timeout(limit, connecting).await {
                 Ok(Ok(connection)) => return Ok(connection),
                 Ok(Err(error)) => match error.kind() {
-                    ErrorKind::ProtocolError(refusal) => {
+                    ErrorKind::ProtocolError(refusal) if is_denial(&error) => {
                         BrokerError::Denied(format!("`{}`: {}", self.shown_url, refusal.get_message()))
                     }
                     _ => unreachable(error.into()),
@@ -192,7 +197,12 @@ impl Link {
     }
 
     pub(super) fn note_seen(&self, name: &str) {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        // Every job has a place of its own; forgetting costs a little time, not forgetting memory.
+        if seen.len() >= MOST_SEEN {
+            seen.clear();
+        }
+        seen.insert(name.to_owned());
     }
 
     pub(super) fn forget(&self, name: &str) {
@@ -216,6 +226,18 @@ impl Link {
         within("asking for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
         self.publishing.set(&channel);
         Ok(channel)
+    }
+
+    /// The channel for publishes of which no other is under way.
+    pub(super) async fn one_at_a_time(&self) -> Result<tokio::sync::MutexGuard<'_, Option<Channel>>> {
+        let mut one = self.one_at_a_time.lock().await;
+        if !one.as_ref().is_some_and(|channel| channel.status().connected()) {
+            super::queue::ensure_exchanges(self).await?;
+            let channel = self.channel().await?;
+            within("asking for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+            *one = Some(channel);
+        }
+        Ok(one)
     }
 
     /// The channel for what may get lost.

@@ -21,10 +21,10 @@ pub(super) async fn store(
     body: &[u8],
     death: &Death,
 ) -> Result<()> {
-    let mut table = original.headers().clone().unwrap_or_default();
     let reason: String = death.reason.chars().take(LONGEST_REASON).collect();
-    Death { reason, ..death.clone() }.write(|name, value| headers::put(&mut table, name, value));
-    let properties = original.clone().with_headers(table);
+    let properties = headers::copied(original, |table| {
+        Death { reason, ..death.clone() }.write(|name, value| headers::put(table, name, value));
+    });
     match stored(link, names::DEAD, &names::dead_queue(model), body, properties, "storing a dead letter").await? {
         Published::Stored => Ok(()),
         Published::Unroutable | Published::Refused => {

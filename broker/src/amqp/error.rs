@@ -23,15 +23,21 @@ pub(super) async fn within<T>(what: impl Display, call: impl Future<Output = lap
 
 /// Any error of the client in the words of the seam.
 pub(super) fn other(what: impl Display, error: lapin::Error) -> BrokerError {
-    if let ErrorKind::ProtocolError(refusal) = error.kind() {
-        match refusal.kind() {
-            AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) | AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => {
-                return BrokerError::Denied(format!("{what}: {}", refusal.get_message()));
-            }
-            _ => {}
-        }
+    if let ErrorKind::ProtocolError(refusal) = error.kind()
+        && is_denial(&error)
+    {
+        return BrokerError::Denied(format!("{what}: {}", refusal.get_message()));
     }
     BrokerError::Other { what: what.to_string(), source: error.into() }
+}
+
+/// Whether these credentials may not do this, or not be there at all.
+pub(super) fn is_denial(error: &lapin::Error) -> bool {
+    let ErrorKind::ProtocolError(refusal) = error.kind() else { return false };
+    matches!(
+        refusal.kind(),
+        AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) | AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED)
+    )
 }
 
 /// Whether the broker says that a queue or an exchange is not there.

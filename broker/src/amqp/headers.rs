@@ -107,15 +107,34 @@ pub(super) fn submitted(properties: &BasicProperties) -> SystemTime {
 
 /// The same message once more, with this much charged: what the broker counted concerns the one that it replaces.
 pub(super) fn again(properties: &BasicProperties, lane: Lane, charged: u32) -> BasicProperties {
-    let mut table = properties.headers().clone().unwrap_or_default();
-    let kept = table.inner().iter().filter(|(name, _)| !name.as_str().starts_with("x-"));
-    let mut headers = FieldTable::from(
-        kept.map(|(name, value)| (name.clone(), value.clone())).collect::<std::collections::BTreeMap<_, _>>(),
-    );
-    std::mem::swap(&mut table, &mut headers);
-    put(&mut table, envelope::ATTEMPTS, charged.to_string());
-    put(&mut table, envelope::LANE, lane.to_string());
-    properties.clone().with_headers(table).with_delivery_mode(PERSISTENT)
+    copied(properties, |table| {
+        put(table, envelope::ATTEMPTS, charged.to_string());
+        put(table, envelope::LANE, lane.to_string());
+    })
+}
+
+/// The same message for another queue: all that its sender says of it, and nothing that the broker would obey, such as an
+/// expiration, a user who is not us, or further addresses.
+pub(super) fn copied(properties: &BasicProperties, change: impl FnOnce(&mut FieldTable)) -> BasicProperties {
+    let obeyed = |name: &ShortString| name.as_str().starts_with("x-") || matches!(name.as_str(), "CC" | "BCC");
+    let mut table = FieldTable::default();
+    for (name, value) in properties.headers().iter().flat_map(|table| table.inner()) {
+        if !obeyed(name) {
+            table.insert(name.clone(), value.clone());
+        }
+    }
+    change(&mut table);
+    let mut copy = durable().with_headers(table);
+    if let Some(content_type) = properties.content_type() {
+        copy = copy.with_content_type(content_type.clone());
+    }
+    if let Some(id) = properties.message_id() {
+        copy = copy.with_message_id(id.clone());
+    }
+    if let Some(timestamp) = properties.timestamp() {
+        copy = copy.with_timestamp(*timestamp);
+    }
+    copy
 }
 
 pub(super) fn of_reply(reply: &Reply) -> BasicProperties {

@@ -15,8 +15,8 @@ use tracing::debug;
 use sluice_core::broker::{BrokerError, Leadership, Result};
 
 use super::connect::Link;
-use super::error::other;
-use super::publish::stored;
+use super::error::{other, within};
+use super::publish::{Published, stored};
 use super::{headers, names, queue};
 
 /// How long a holder acts after it last heard the broker: less than it takes the broker to give the token to another,
@@ -46,19 +46,23 @@ async fn wait_for_token(link: &Arc<Link>, office: &str, holder: &str) -> Result<
     arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
     arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(i64::from(i32::MAX)));
     let options = QueueDeclareOptions { durable: true, ..Default::default() };
-    let declared = channel.queue_declare(name.as_str().into(), options, arguments).await.map_err(failed)?;
+    let what = format!("waiting for `{name}`");
+    let declared = within(&what, channel.queue_declare(name.as_str().into(), options, arguments)).await?;
     queue::ensure_exchanges(link).await?;
     queue::bind(&channel, names::LEAD, &name, &name).await?;
     // The first to come puts the token there. Were two to do so at once, the second token would never be looked at: it
     // stands behind the first, which goes back to the head.
     if declared.message_count() == 0 && declared.consumer_count() == 0 {
-        stored(link, names::LEAD, &name, holder.as_bytes(), headers::durable(), "founding an office").await?;
+        let founded =
+            stored(link, names::LEAD, &name, holder.as_bytes(), headers::durable(), "founding an office").await?;
+        if !matches!(founded, Published::Stored) {
+            return Err(BrokerError::TimedOut("founding an office".into()));
+        }
     }
-    channel.basic_qos(1, BasicQosOptions::default()).await.map_err(failed)?;
-    let mut consumer = channel
-        .basic_consume(name.as_str().into(), "".into(), BasicConsumeOptions::default(), FieldTable::default())
-        .await
-        .map_err(failed)?;
+    within(&what, channel.basic_qos(1, BasicQosOptions::default())).await?;
+    let options = BasicConsumeOptions::default();
+    let consumer = channel.basic_consume(name.as_str().into(), "".into(), options, FieldTable::default());
+    let mut consumer = within(&what, consumer).await?;
     let token = match consumer.next().await {
         Some(token) => token.map_err(failed)?,
         None => return Err(BrokerError::TimedOut(format!("waiting for `{name}`"))),
@@ -66,7 +70,7 @@ async fn wait_for_token(link: &Arc<Link>, office: &str, holder: &str) -> Result<
     let term = u64::from(headers::charged(&token.properties)) + 1;
     // It may have come while this process was stopped: only a fresh round trip says that it is still ours.
     let asked = Instant::now();
-    check(&channel, &name).await.map_err(failed)?;
+    within(&what, check(&channel, &name)).await?;
     Ok(AmqpLeadership::start(channel, consumer, &name, term, asked))
 }
 

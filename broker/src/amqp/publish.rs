@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lapin::options::BasicPublishOptions;
-use lapin::{BasicProperties, Confirmation};
+use lapin::{BasicProperties, Channel, Confirmation};
 
 use sluice_core::broker::{BrokerError, Receipt, Result, Submission};
 use sluice_core::clock::unix_ms;
@@ -43,6 +43,10 @@ pub(super) async fn submit(link: &Link, submission: Submission) -> Result<Receip
 }
 
 /// Publishes and returns once the broker says what became of the message.
+///
+/// The client gives a returned message to whichever publish of the channel is confirmed next, so that with many under way one
+/// that was stored is taken for unroutable and the other way round. Therefore a publish to where nothing was stored yet on
+/// this connection goes by a channel that has no other under way.
 pub(super) async fn stored(
     link: &Link,
     exchange: &str,
@@ -52,7 +56,41 @@ pub(super) async fn stored(
     what: &str,
 ) -> Result<Published> {
     link.refuse_while_blocked()?;
+    let place = format!("{exchange} {key}");
+    // First the channel: with a new connection, what was seen on the last one is forgotten.
     let channel = link.publishing().await?;
+    if link.has_seen(&place) {
+        let published = confirmed(link, &channel, exchange, key, body, properties.clone(), what).await?;
+        if !matches!(published, Published::Unroutable) {
+            return Ok(published);
+        }
+        // It, or another: the one message that is published a second time is made sure of.
+        link.forget(&place);
+    }
+    let mut one_at_a_time = link.one_at_a_time().await?;
+    let published = match &*one_at_a_time {
+        Some(channel) => confirmed(link, channel, exchange, key, body, properties, what).await,
+        None => unreachable!("it was just made"),
+    };
+    match published {
+        // Whether somebody listens to a signal is another question each time.
+        Ok(Published::Stored) if exchange != names::CONTROL => link.note_seen(&place),
+        // What is still to come belongs to nobody.
+        Err(_) => *one_at_a_time = None,
+        _ => {}
+    }
+    published
+}
+
+async fn confirmed(
+    link: &Link,
+    channel: &Channel,
+    exchange: &str,
+    key: &str,
+    body: &[u8],
+    properties: BasicProperties,
+    what: &str,
+) -> Result<Published> {
     let options = BasicPublishOptions { mandatory: true, ..Default::default() };
     let confirmed =
         async { channel.basic_publish(exchange.into(), key.into(), options, body, properties).await?.await };

@@ -24,6 +24,8 @@ use super::share::{self, SOURCES};
 use super::{headers, names};
 use crate::turns::Turns;
 
+/// How long the last deliveries of a cancelled consumer may take from the client's connection to here.
+const LAST: Duration = Duration::from_secs(1);
 /// A source that held all that it may is taken for busy for so long.
 const BUSY_FOR: Duration = Duration::from_secs(1);
 
@@ -174,9 +176,9 @@ impl Sources {
         let (Some(channel), Some(consumer)) = (channel, &mut state.consumer) else { return Ok(()) };
         let tag = consumer.tag();
         within("changing the credit", channel.basic_cancel(tag, BasicCancelOptions::default())).await?;
-        // The confirmation came after the last delivery.
+        // What was on its way comes first, then the stream's end.
         let mut received = Vec::new();
-        while let Some(Some(Ok(message))) = consumer.next().now_or_never() {
+        while let Ok(Some(Ok(message))) = tokio::time::timeout(LAST, consumer.next()).await {
             received.push(message);
         }
         state.consumer = None;

@@ -8,7 +8,7 @@ use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Consumer};
 
-use sluice_core::broker::Result;
+use sluice_core::broker::{BrokerError, Result};
 
 use super::connect::Link;
 use super::error::within;
@@ -80,7 +80,12 @@ pub(super) async fn scan(link: &Link, queue: &str, mut take: impl FnMut(Entry) -
     let mut read = 0;
     loop {
         let patience = if read < count { LATE } else { END };
-        let Ok(Some(entry)) = tokio::time::timeout(patience, reader.next()).await else { return Ok(()) };
+        let entry = match tokio::time::timeout(patience, reader.next()).await {
+            Ok(Some(entry)) => entry,
+            // Part of it would pass for all.
+            Ok(None) => return Err(BrokerError::TimedOut(format!("reading stream `{queue}`"))),
+            Err(_) => return Ok(()),
+        };
         read += 1;
         if take(entry) {
             return Ok(());

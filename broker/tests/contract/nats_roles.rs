@@ -21,10 +21,13 @@ const ROLES: [&str; 7] = ["producer", "worker", "scaler", "gateway", "monitoring
 /// Certificates and passwords as the files want them.
 fn environment(folder: &Path) -> Result<Vec<(String, String)>> {
     let certificates = Certificates::make(folder)?;
-    let mut environment: Vec<(String, String)> =
-        [("SLUICE_TLS_CERTIFICATE", &certificates.certificate), ("SLUICE_TLS_KEY", &certificates.key)]
-            .map(|(name, path)| (name.to_owned(), format!("'{}'", path.display())))
-            .to_vec();
+    let mut environment: Vec<(String, String)> = [
+        ("SLUICE_TLS_CA", &certificates.authority),
+        ("SLUICE_TLS_CERTIFICATE", &certificates.certificate),
+        ("SLUICE_TLS_KEY", &certificates.key),
+    ]
+    .map(|(name, path)| (name.to_owned(), format!("'{}'", path.display())))
+    .to_vec();
     environment.push(("SLUICE_NATS_MONITOR".into(), format!("'127.0.0.1:{}'", free_port()?)));
     for role in ROLES {
         environment.push((format!("SLUICE_{}_PASSWORD", role.to_uppercase()), format!("'{role}-pass'")));

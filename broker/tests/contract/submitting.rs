@@ -136,3 +136,25 @@ pub async fn headers_that_cannot_be_served_are_told_apart(rig: &mut dyn Rig) -> 
     delivery.hold.settle(Settlement::Done).await?;
     Ok(())
 }
+
+/// Many at once, some of them to a model that is not there: each is told what became of its own.
+pub async fn an_unknown_model_costs_only_those_who_ask_for_it(rig: &mut dyn Rig) -> Result<()> {
+    let broker = with_queue(rig).await?;
+    let mut pending = tokio::task::JoinSet::new();
+    for index in 0..400 {
+        let broker = Arc::clone(&broker);
+        let stranger = index % 5 == 0;
+        let mut submission = request(&format!("r{index}"));
+        if stranger {
+            submission.model = "stranger".parse()?;
+        }
+        pending.spawn(async move { (stranger, broker.submit(submission).await) });
+    }
+    while let Some(done) = pending.join_next().await {
+        match done? {
+            (true, outcome) => assert!(matches!(outcome, Err(BrokerError::UnknownModel(_))), "{outcome:?}"),
+            (false, outcome) => assert_eq!(outcome?, Receipt::Queued),
+        }
+    }
+    rig::wait_for_counts(&broker, (320, 0)).await
+}

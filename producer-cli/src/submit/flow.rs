@@ -66,6 +66,7 @@ impl Flow<'_> {
         let mut submitting = FuturesUnordered::new();
         let mut more = true;
         let mut stored = self.stored().await?;
+        let mut upcoming = self.resumed_at.unwrap_or(0);
         let mut tick = tokio::time::interval(TICK);
         let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
         let mut consumed = 0;
@@ -80,7 +81,14 @@ impl Flow<'_> {
             tokio::select! {
                 biased;
                 _ = &mut interrupted => break Ended::Interrupted,
-                reply = replies.next() => self.answered(reply?, &mut waiting, &mut tally),
+                reply = replies.next() => {
+                    let reply = reply?;
+                    match self.index_of(&reply.id) {
+                        // An earlier run asked for it, and this one has not come so far.
+                        Some(index) if index >= upcoming => drop(stored.insert(index, reply)),
+                        _ => self.answered(reply, &mut waiting, &mut tally),
+                    }
+                }
                 Some((index, sent)) = submitting.next() => match sent {
                     Sent::Queued => {}
                     Sent::Refused(error) => self.refused(index, error, &mut waiting, &mut tally)?,
@@ -91,6 +99,7 @@ impl Flow<'_> {
                         let chunk = chunk?;
                         let (index, good, body) = (chunk.index, chunk.good, chunk.body.clone());
                         waiting.push(chunk);
+                        upcoming = index + 1;
                         if let Some(reply) = stored.remove(&index) {
                             self.answered(reply, &mut waiting, &mut tally);
                         } else if let Some(body) = body {
