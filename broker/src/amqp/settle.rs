@@ -13,6 +13,7 @@ use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::options::{BasicAckOptions, BasicRejectOptions};
 use lapin::{Acker, Channel};
+use tokio::sync::RwLock;
 use tracing::debug;
 
 use sluice_core::broker::{BrokerError, Death, Hold, Result, Settlement};
@@ -38,6 +39,7 @@ pub(super) struct AmqpHold {
     pub properties: BasicProperties,
     pub body: Bytes,
     pub charged: u32,
+    pub acknowledging: Arc<RwLock<()>>,
 }
 
 #[async_trait]
@@ -57,6 +59,7 @@ impl Hold for AmqpHold {
 impl AmqpHold {
     async fn acknowledge(&mut self) -> Result<()> {
         let Some(acker) = self.acker.take() else { return Ok(()) };
+        let _going = self.acknowledging.read().await;
         // A tag means nothing on any channel but its own: if that is gone, the broker delivers the request again.
         match acker.ack(BasicAckOptions::default()).await {
             Ok(true) => Ok(()),

@@ -12,6 +12,7 @@ use lapin::Channel;
 use lapin::message::Delivery as Message;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
+use tokio::sync::RwLock;
 use tracing::warn;
 
 use sluice_core::broker::{BrokerError, Delivery, Result, Settlement};
@@ -24,6 +25,8 @@ use super::share::{self, SOURCES};
 use super::{headers, names};
 use crate::turns::Turns;
 
+/// Deliveries come closer together than this, while there are any.
+const QUIET: Duration = Duration::from_millis(20);
 /// How long the last deliveries of a cancelled consumer may take from the client's connection to here.
 const LAST: Duration = Duration::from_secs(1);
 /// A source that held all that it may is taken for busy for so long.
@@ -36,6 +39,8 @@ pub(super) struct Sources {
     channel: Option<Channel>,
     each: [Source; SOURCES],
     turns: Turns<SOURCES>,
+    /// Held while something is acknowledged, and by who must not be disturbed by that.
+    acknowledging: Arc<RwLock<()>>,
     /// When the credit was last divided.
     divided: Instant,
 }
@@ -72,6 +77,7 @@ impl Sources {
             channel: None,
             each: Default::default(),
             turns: Turns::new(share::WEIGHT),
+            acknowledging: Arc::default(),
             divided: Instant::now(),
         }
     }
@@ -174,17 +180,25 @@ impl Sources {
         let channel = self.channel.clone();
         let state = &mut self.each[source];
         let (Some(channel), Some(consumer)) = (channel, &mut state.consumer) else { return Ok(()) };
-        let tag = consumer.tag();
-        within("changing the credit", channel.basic_cancel(tag, BasicCancelOptions::default())).await?;
-        // What was on its way comes first, then the stream's end.
+        // What is on its way to a consumer that is cancelled meanwhile goes back, and counts as a delivery. So nothing is
+        // acknowledged for a moment, until no more can come or nothing does.
+        let _paused = self.acknowledging.write().await;
         let mut received = Vec::new();
+        while state.unsettled.load(Ordering::Acquire) + received.len() < state.prefetch
+            && let Ok(Some(Ok(message))) = tokio::time::timeout(QUIET, consumer.next()).await
+        {
+            received.push(message);
+        }
+        let tag = consumer.tag();
+        let cancelled = within("changing the credit", channel.basic_cancel(tag, BasicCancelOptions::default())).await;
+        // What was on its way comes first, then the stream's end.
         while let Ok(Some(Ok(message))) = tokio::time::timeout(LAST, consumer.next()).await {
             received.push(message);
         }
         state.consumer = None;
         received.into_iter().for_each(|message| state.take_in(message));
         state.former.push(std::mem::take(&mut state.unsettled));
-        Ok(())
+        cancelled
     }
 
     async fn begin(&mut self, source: usize, prefetch: usize) -> Result<()> {
@@ -232,6 +246,7 @@ impl Sources {
                 unsettled,
                 channel: self.channel.clone(),
                 acker: Some(acker),
+                acknowledging: Arc::clone(&self.acknowledging),
                 properties,
                 body,
                 charged,
