@@ -220,24 +220,27 @@ impl Link {
         if let Some(channel) = self.publishing.get() {
             return Ok(channel);
         }
-        // Publishing to an exchange that is not there would end the channel for everyone.
-        super::queue::ensure_exchanges(self).await?;
-        let channel = self.channel().await?;
-        within("asking for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        let channel = self.confirming().await?;
         self.publishing.set(&channel);
         Ok(channel)
     }
 
-    /// The channel for publishes of which no other is under way.
-    pub(super) async fn one_at_a_time(&self) -> Result<tokio::sync::MutexGuard<'_, Option<Channel>>> {
-        let mut one = self.one_at_a_time.lock().await;
-        if !one.as_ref().is_some_and(|channel| channel.status().connected()) {
-            super::queue::ensure_exchanges(self).await?;
-            let channel = self.channel().await?;
-            within("asking for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
-            *one = Some(channel);
+    /// The channel for publishes of which no other is under way, and where to put it back once nothing is.
+    pub(super) async fn one_at_a_time(&self) -> Result<(tokio::sync::MutexGuard<'_, Option<Channel>>, Channel)> {
+        let mut place = self.one_at_a_time.lock().await;
+        if let Some(channel) = place.take().filter(|channel| channel.status().connected()) {
+            return Ok((place, channel));
         }
-        Ok(one)
+        Ok((place, self.confirming().await?))
+    }
+
+    /// A channel on which the broker says what became of each message.
+    async fn confirming(&self) -> Result<Channel> {
+        // Publishing to an exchange that is not there would end the channel for everyone.
+        super::queue::ensure_exchanges(self).await?;
+        let channel = self.channel().await?;
+        within("asking for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        Ok(channel)
     }
 
     /// The channel for what may get lost.

@@ -67,19 +67,15 @@ pub(super) async fn stored(
         // It, or another: the one message that is published a second time is made sure of.
         link.forget(&place);
     }
-    let mut one_at_a_time = link.one_at_a_time().await?;
-    let published = match &*one_at_a_time {
-        Some(channel) => confirmed(link, channel, exchange, key, body, properties, what).await,
-        None => unreachable!("it was just made"),
-    };
-    match published {
-        // Whether somebody listens to a signal is another question each time.
-        Ok(Published::Stored) if exchange != names::CONTROL => link.note_seen(&place),
-        // What is still to come belongs to nobody.
-        Err(_) => *one_at_a_time = None,
-        _ => {}
+    let (mut place_of_channel, channel) = link.one_at_a_time().await?;
+    let published = confirmed(link, &channel, exchange, key, body, properties, what).await?;
+    // Only now: after an error, or a caller who waits no longer, what is still to come on it belongs to nobody.
+    *place_of_channel = Some(channel);
+    // Whether somebody listens to a signal is another question each time.
+    if matches!(published, Published::Stored) && exchange != names::CONTROL {
+        link.note_seen(&place);
     }
-    published
+    Ok(published)
 }
 
 async fn confirmed(

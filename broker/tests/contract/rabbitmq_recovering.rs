@@ -141,3 +141,25 @@ async fn retries_do_not_wait_for_a_model_whose_queue_is_full() -> Result<()> {
     assert!(found);
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_sender_set_for_the_broker_does_not_go_round_with_its_request() -> Result<()> {
+    let alone = Alone::start()?;
+    let broker = alone.with_queue().await?;
+    let connection = lapin::Connection::connect(&alone.server.url(), lapin::ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    let mut headers = lapin::types::FieldTable::default();
+    for (name, value) in [("ce-id", "r1"), ("sluice-reply-to", "inbox:inbox.nobody")] {
+        headers.insert(name.into(), lapin::types::AMQPValue::LongString(value.into()));
+    }
+    let properties = lapin::BasicProperties::default().with_headers(headers).with_expiration("1000".into());
+    let (exchange, key) = ("sluice.infer", format!("infer.{}.normal", model()));
+    channel.basic_publish(exchange.into(), key.into(), Default::default(), b"body", properties).await?;
+    let mut consumer = broker.consume(&model(), 8).await?;
+    next(&mut consumer).await?.hold.settle(Settlement::Retry(Duration::from_secs(2))).await?;
+    // It comes back after it would have expired.
+    let again = next(&mut consumer).await?;
+    assert_eq!((id(&again).as_str(), again.charged), ("r1", 1));
+    again.hold.settle(Settlement::Done).await?;
+    Ok(())
+}
