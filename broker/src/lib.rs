@@ -8,10 +8,24 @@ mod turns;
 
 use std::sync::Arc;
 
-use sluice_core::Broker;
 use sluice_core::broker::{BrokerError, Result};
+use sluice_core::{Broker, Store};
 
 pub use options::{Options, Patience};
+
+/// TLS by ring for clients that leave the choice to the process.
+pub fn prepare_tls() {
+    // If somebody chose before, that stands.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// The storage that the broker at this URL has, over a connection of its own: only NATS has any.
+pub async fn open_store(options: &Options) -> Result<Arc<dyn Store>> {
+    if !options.url.starts_with("nats://") && !options.url.starts_with("tls://") {
+        return Err(BrokerError::Unusable(format!("the broker `{}` stores no packages", options.shown_url())));
+    }
+    Ok(Arc::new(nats::NatsStore::new(nats::connect(options).await?)))
+}
 
 /// Connects to the broker that the URL's scheme names: `nats://` or `tls://` for NATS, `amqp://` or `amqps://` for RabbitMQ.
 pub async fn connect(options: &Options) -> Result<Arc<dyn Broker>> {

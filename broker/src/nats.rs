@@ -16,6 +16,7 @@ mod queue;
 mod reply;
 mod settle;
 mod signal;
+mod store;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +35,7 @@ use sluice_core::{JobId, ModelName, ReplyTo, RequestId};
 
 use crate::Options;
 pub(crate) use connect::connect;
+pub(crate) use store::NatsStore;
 
 /// A connection to NATS.
 pub(crate) struct Nats {

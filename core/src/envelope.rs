@@ -7,7 +7,7 @@ use std::str::FromStr;
 use crate::clock::UnixMs;
 use crate::codec::ContentType;
 use crate::names::NameError;
-use crate::{JobId, Lane, RequestId};
+use crate::{JobId, Lane, ModelName, RequestId};
 
 /// The request's id (CloudEvents 1.0, binary mode): the idempotency key.
 pub const ID: &str = "ce-id";
@@ -21,6 +21,9 @@ pub const SPEC_VERSION: &str = "ce-specversion";
 pub const CONTENT_TYPE: &str = "content-type";
 /// Where the answer goes: `inbox:<address>` or `results:<job>`.
 pub const REPLY_TO: &str = "sluice-reply-to";
+/// The models that the answer goes through before it goes to [`REPLY_TO`], separated by commas: the outputs of each
+/// are the inputs of the next.
+pub const THEN: &str = "sluice-then";
 /// Unix milliseconds after which nobody wants the answer.
 pub const DEADLINE: &str = "sluice-deadline";
 /// How many rows the body holds; a hint for credit, the body is the truth. Absent means 1.
@@ -51,6 +54,8 @@ pub const REQUEST_TYPE: &str = "sluice.inference.request";
 
 /// The longest address of an inbox.
 const LONGEST_ADDRESS: usize = 256;
+/// A pipeline's models beyond its first. A longer one is more likely a mistake that feeds itself.
+const MOST_STAGES: usize = 16;
 
 /// Where an answer goes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -105,6 +110,8 @@ pub struct Envelope {
     pub content_type: ContentType,
     /// Where the answer goes; a request without one can only be dead-lettered.
     pub reply_to: Option<ReplyTo>,
+    /// The models that its outputs go to before the answer is given: a pipeline.
+    pub then: Vec<ModelName>,
     /// After this nobody wants the answer.
     pub deadline: Option<UnixMs>,
     /// The queue it came by.
@@ -141,6 +148,7 @@ impl Envelope {
             id,
             content_type: ContentType::default(),
             reply_to: None,
+            then: Vec::new(),
             deadline: None,
             lane: Lane::default(),
             rows: 1,
@@ -165,6 +173,7 @@ impl Envelope {
                     id = value.parse().map_err(|error: NameError| note(ID, error.to_string())).ok();
                 }
                 REPLY_TO => read.reply_to = value.parse().map_err(|error| note(REPLY_TO, error)).ok(),
+                THEN => read.then = stages(value).map_err(|error| note(THEN, error)).unwrap_or_default(),
                 CONTENT_TYPE => match value.parse() {
                     Ok(content_type) => read.content_type = content_type,
                     Err(error) => note(CONTENT_TYPE, error),
@@ -208,6 +217,9 @@ impl Envelope {
         if let Some(reply_to) = &self.reply_to {
             put(REPLY_TO, reply_to.to_text().into());
         }
+        if !self.then.is_empty() {
+            put(THEN, self.then.iter().map(ModelName::as_str).collect::<Vec<_>>().join(",").into());
+        }
         if let Some(deadline) = self.deadline {
             put(DEADLINE, deadline.to_string().into());
         }
@@ -224,6 +236,14 @@ impl Envelope {
     /// Whether its deadline has passed.
     pub fn expired(&self, now: UnixMs) -> bool {
         self.deadline.is_some_and(|deadline| deadline <= now)
+    }
+}
+
+fn stages(text: &str) -> Result<Vec<ModelName>, String> {
+    let stages = text.split(',').map(|name| name.trim().parse()).collect::<Result<Vec<_>, NameError>>();
+    match stages {
+        Ok(stages) if stages.len() > MOST_STAGES => Err(format!("{} models; at most {MOST_STAGES}", stages.len())),
+        other => other.map_err(|error| error.to_string()),
     }
 }
 
@@ -250,6 +270,7 @@ mod tests {
         let full = Envelope {
             content_type: ContentType::Json,
             reply_to: Some(ReplyTo::Results("job-1".parse().expect("a job"))),
+            then: vec!["embed".parse().expect("a name"), "rank".parse().expect("a name")],
             deadline: Some(1_700_000_000_000),
             lane: Lane::High,
             rows: 32,
@@ -283,9 +304,10 @@ mod tests {
             (REPLY_TO, "inbox:_INBOX.x"),
             (DEADLINE, "tomorrow"),
             (CONTENT_TYPE, "text/plain"),
+            (THEN, "rank,No Name"),
         ]);
         let malformed = Envelope::read(Lane::Normal, headers.into_iter()).expect_err("malformed");
-        for name in [ID, DEADLINE, CONTENT_TYPE] {
+        for name in [ID, DEADLINE, CONTENT_TYPE, THEN] {
             assert!(malformed.reason.contains(name), "{}", malformed.reason);
         }
         assert_eq!(malformed.reply_to, Some(ReplyTo::Inbox("_INBOX.x".into())));

@@ -19,6 +19,8 @@ pub enum ErrorCode {
     ResourceExhausted,
     /// The model itself failed on this input. It is kept as a dead letter.
     ModelFailed,
+    /// The model is stopped or was removed. Sending it again helps once it is started.
+    Unavailable,
     /// The workers that ran it died or hung each time. It is kept as a dead letter.
     Aborted,
     /// A fault of Sluice or its set-up. It is kept as a dead letter.
@@ -27,12 +29,13 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// All codes.
-    pub const ALL: [ErrorCode; 7] = [
+    pub const ALL: [ErrorCode; 8] = [
         ErrorCode::InvalidArgument,
         ErrorCode::NotFound,
         ErrorCode::DeadlineExceeded,
         ErrorCode::ResourceExhausted,
         ErrorCode::ModelFailed,
+        ErrorCode::Unavailable,
         ErrorCode::Aborted,
         ErrorCode::Internal,
     ];
@@ -45,6 +48,7 @@ impl ErrorCode {
             ErrorCode::DeadlineExceeded => "DEADLINE_EXCEEDED",
             ErrorCode::ResourceExhausted => "RESOURCE_EXHAUSTED",
             ErrorCode::ModelFailed => "MODEL_FAILED",
+            ErrorCode::Unavailable => "UNAVAILABLE",
             ErrorCode::Aborted => "ABORTED",
             ErrorCode::Internal => "INTERNAL",
         }

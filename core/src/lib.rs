@@ -10,6 +10,8 @@ pub mod manifest;
 pub mod message;
 pub mod metrics;
 pub mod names;
+pub mod report;
+pub mod store;
 pub mod tensor;
 
 pub use broker::{Broker, BrokerError};
@@ -19,4 +21,5 @@ pub use failure::{ErrorCode, Failure};
 pub use manifest::Manifest;
 pub use message::{InferRequest, InferResponse};
 pub use names::{JobId, Lane, ModelName, RequestId};
+pub use store::{Store, StoreError};
 pub use tensor::Tensor;

@@ -1,6 +1,7 @@
 //! `model.toml`, the manifest of a package: what the model takes and gives, and how it is served.
 
 mod check;
+mod profile;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::broker::QueueLimits;
 use crate::{Datatype, ModelName};
 
-pub use check::ManifestError;
+pub use check::{ManifestError, VERSION_RULE, is_version};
+pub use profile::{Profile, Setting, UnknownSetting};
 
 /// A whole `model.toml`. docs/model-package.md explains every key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,6 +46,9 @@ pub struct Manifest {
     /// Where it runs.
     #[serde(default)]
     pub resources: Resources,
+    /// How it comes, changes and goes once it is deployed.
+    #[serde(default)]
+    pub serving: Serving,
 }
 
 fn default_version() -> String {
@@ -159,6 +164,38 @@ impl Default for Resources {
     fn default() -> Self {
         Self { device: DeviceKind::Cpu, memory_mib: 0, threads: 1 }
     }
+}
+
+/// How a deployed model comes, changes and goes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Serving {
+    /// What happens to requests while the model is stopped.
+    pub while_stopped: WhileStopped,
+    /// What happens if a new version does not fit into memory beside the old one.
+    pub if_memory_is_short: IfMemoryIsShort,
+}
+
+/// What happens to requests while a model is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WhileStopped {
+    /// They wait in the queue until it is started.
+    #[default]
+    Wait,
+    /// They are answered `UNAVAILABLE` by the hosts that would serve it.
+    Refuse,
+}
+
+/// What happens if a new version does not fit into memory beside the old one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IfMemoryIsShort {
+    /// The old one serves until there is room.
+    #[default]
+    Wait,
+    /// The old one is unloaded first: requests wait meanwhile. If the new one fails, the old one is loaded again.
+    Unload,
 }
 
 /// A kind of device.

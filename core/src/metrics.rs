@@ -21,7 +21,7 @@ const SECONDS: &[f64] = &[
 /// Counter: requests that reached their end, by how.
 pub const REQUESTS: Metric = Metric {
     name: "sluice_requests_total",
-    help: "Requests settled, by outcome: ok, invalid, expired_fetch, expired_batch, expired_reply, retried, dead, given_back",
+    help: "Requests settled, by outcome: ok, forwarded (to a pipeline's next model), invalid, expired_fetch, expired_batch, expired_reply, retried, dead, given_back",
     labels: &["model", "lane", "outcome"],
     buckets: &[],
 };

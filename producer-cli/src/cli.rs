@@ -170,6 +170,9 @@ pub struct Routing {
     /// The priority: high, normal or low
     #[arg(long, default_value = "normal")]
     pub lane: Lane,
+    /// A model that the outputs go to before the answer comes back; may be repeated, for a pipeline
+    #[arg(long, value_name = "MODEL")]
+    pub then: Vec<ModelName>,
     /// The model version that must answer
     #[arg(long, value_name = "VERSION")]
     pub model_version: Option<String>,

@@ -35,6 +35,7 @@ pub async fn run(global: &Global, options: Infer) -> Result<ExitCode> {
     let envelope = Envelope {
         content_type,
         lane: options.routing.lane,
+        then: options.routing.then.clone(),
         version: options.routing.model_version.clone(),
         tenant: options.routing.tenant.clone(),
         reply_to: Some(inbox.reply_to()),

@@ -8,7 +8,7 @@ use sluice_core::clock::UnixMs;
 use sluice_core::codec::{self, ContentType};
 use sluice_core::envelope::{Envelope, Malformed};
 use sluice_core::manifest::TensorSpec;
-use sluice_core::{ErrorCode, Failure, Lane, Manifest, ReplyTo, RequestId, Tensor};
+use sluice_core::{ErrorCode, Failure, Lane, Manifest, ModelName, ReplyTo, RequestId, Tensor};
 
 /// A larger body is decoded on a thread of its own, so that the others do not wait for it.
 const DECODED_INLINE: usize = 16 * 1024;
@@ -21,6 +21,10 @@ pub struct Ticket {
     pub content_type: ContentType,
     pub deadline: Option<UnixMs>,
     pub lane: Lane,
+    pub tenant: Option<String>,
+    pub source: Option<String>,
+    /// The models that its outputs go to before the answer is given.
+    pub then: Vec<ModelName>,
     pub traceparent: Option<String>,
     /// Attempts charged before this one.
     pub charged: u32,
@@ -65,8 +69,21 @@ pub fn receive(delivery: Delivery, attempts: u32, now: UnixMs) -> Result<Undecod
     match envelope {
         Ok(envelope) => {
             let expired = envelope.expired(now);
-            let Envelope { id, content_type, reply_to, deadline, traceparent, version, .. } = envelope;
-            let ticket = Ticket { id: Some(id), reply_to, content_type, deadline, lane, traceparent, charged, hold };
+            let Envelope { id, content_type, reply_to, then, deadline, tenant, source, traceparent, version, .. } =
+                envelope;
+            let ticket = Ticket {
+                id: Some(id),
+                reply_to,
+                then,
+                content_type,
+                deadline,
+                lane,
+                tenant,
+                source,
+                traceparent,
+                charged,
+                hold,
+            };
             if expired {
                 return Err((ticket, Rejection::Expired));
             }
@@ -81,7 +98,19 @@ pub fn receive(delivery: Delivery, attempts: u32, now: UnixMs) -> Result<Undecod
         }
         Err(malformed) => {
             let Malformed { id, reply_to, content_type, reason } = *malformed;
-            let ticket = Ticket { id, reply_to, content_type, deadline: None, lane, traceparent: None, charged, hold };
+            let ticket = Ticket {
+                id,
+                reply_to,
+                then: Vec::new(),
+                content_type,
+                deadline: None,
+                lane,
+                tenant: None,
+                source: None,
+                traceparent: None,
+                charged,
+                hold,
+            };
             Err((ticket, Rejection::Refused(Failure::invalid(reason))))
         }
     }

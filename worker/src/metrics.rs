@@ -12,6 +12,7 @@ use sluice_core::{Lane, ModelName};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     Ok,
+    Forwarded,
     Invalid,
     ExpiredFetch,
     ExpiredBatch,
@@ -21,8 +22,9 @@ pub enum Outcome {
     GivenBack,
 }
 
-const OUTCOMES: [(Outcome, &str); 8] = [
+const OUTCOMES: [(Outcome, &str); 9] = [
     (Outcome::Ok, "ok"),
+    (Outcome::Forwarded, "forwarded"),
     (Outcome::Invalid, "invalid"),
     (Outcome::ExpiredFetch, "expired_fetch"),
     (Outcome::ExpiredBatch, "expired_batch"),

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use sluice_core::broker::{Broker, BrokerError, Death, Replied, Reply, Settlement};
+use sluice_core::broker::{Broker, BrokerError, Death, Receipt, Replied, Reply, Settlement, Submission};
 use sluice_core::clock::unix_ms;
 use sluice_core::manifest::Limits;
-use sluice_core::{ErrorCode, Failure, ModelName, codec};
+use sluice_core::{Envelope, ErrorCode, Failure, ModelName, codec};
 use tracing::{debug, warn};
 
 use crate::engine::{Blame, EngineError};
@@ -87,10 +87,14 @@ impl Replier {
     }
 
     async fn answer(&self, ticket: Ticket, body: Bytes) -> Result<Outcome, BrokerError> {
-        match self.send(&ticket, None, body).await? {
+        let (sent, outcome) = match ticket.then.is_empty() {
+            true => (self.send(&ticket, None, body).await?, Outcome::Ok),
+            false => (self.forward(&ticket, body).await?, Outcome::Forwarded),
+        };
+        match sent {
             Ok(()) => {
                 ticket.hold.settle(Settlement::Done).await?;
-                Ok(Outcome::Ok)
+                Ok(outcome)
             }
             Err(Undeliverable(failure)) => {
                 let attempts = ticket.charged + 1;
@@ -152,6 +156,51 @@ impl Replier {
             Death { code: failure.code, reason: failure.message, attempts, host: self.host.clone(), at: unix_ms() };
         ticket.hold.settle(Settlement::Dead(death)).await?;
         Ok(Outcome::Dead)
+    }
+
+    /// Submits the outputs to the next model of a pipeline, and again while its queue is full or the broker away.
+    async fn forward(&self, ticket: &Ticket, body: Bytes) -> Result<Result<(), Undeliverable>, BrokerError> {
+        let (Some((model, then)), Some(id)) = (ticket.then.split_first(), &ticket.id) else {
+            return Ok(Err(Undeliverable(Failure::invalid("it has no next model"))));
+        };
+        let envelope = Envelope {
+            content_type: ticket.content_type,
+            reply_to: ticket.reply_to.clone(),
+            then: then.to_vec(),
+            deadline: ticket.deadline,
+            lane: ticket.lane,
+            tenant: ticket.tenant.clone(),
+            source: ticket.source.clone(),
+            traceparent: ticket.traceparent.clone(),
+            ..Envelope::new(id.clone())
+        };
+        // Not the request's id: asked again because its answer was lost, it would be swallowed here as a repetition.
+        let submission_id = format!("{id}.{}", unix_ms());
+        let submission = Submission { submission_id, ..Submission::new(model.clone(), envelope, body) };
+        let mut tries = 0;
+        loop {
+            match self.broker.submit(submission.clone()).await {
+                Ok(Receipt::Queued | Receipt::Duplicate) => return Ok(Ok(())),
+                Err(failed) if failed.is_transient() => {
+                    tries += 1;
+                    if tries == TRIES {
+                        return Err(failed);
+                    }
+                    debug!(model = %self.model, next = %model, id = %id, error = %failed, "outputs are sent on again");
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(failed) => {
+                    let code = match failed {
+                        BrokerError::Expired(_) => ErrorCode::DeadlineExceeded,
+                        BrokerError::UnknownModel(_) => ErrorCode::NotFound,
+                        BrokerError::TooLarge { .. } => ErrorCode::ResourceExhausted,
+                        _ => ErrorCode::Internal,
+                    };
+                    let reason = format!("its outputs cannot go on to model `{model}`: {failed}");
+                    return Ok(Err(Undeliverable(Failure::new(code, reason))));
+                }
+            }
+        }
     }
 
     /// Sends an answer, and again while the broker is away.

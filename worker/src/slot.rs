@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use sluice_core::codec::{self, ContentType};
-use sluice_core::{InferResponse, Manifest, RequestId, Tensor};
+use sluice_core::{InferRequest, InferResponse, Manifest, RequestId, Tensor};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::engine::{self, Blame, Device, EngineError, Gathered, Model, run_requests};
@@ -25,6 +25,16 @@ pub struct Job {
     pub inputs: Vec<Tensor>,
     /// Outputs wanted; empty for all.
     pub outputs: Vec<usize>,
+    pub becomes: Becomes,
+}
+
+/// What outputs are encoded as.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Becomes {
+    /// An answer to whoever asked.
+    Answer,
+    /// A request to the next model of a pipeline.
+    Request,
 }
 
 /// A batch for a slot.
@@ -206,6 +216,10 @@ fn execute(
         let mut outputs = outcome?;
         if !job.outputs.is_empty() {
             outputs = job.outputs.iter().filter_map(|index| outputs.get(*index).cloned()).collect();
+        }
+        if job.becomes == Becomes::Request {
+            let request = InferRequest { inputs: outputs, outputs: Vec::new() };
+            return Ok(codec::encode_request(job.content_type, &request));
         }
         let response = InferResponse {
             model_name: manifest.name.as_str().into(),

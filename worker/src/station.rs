@@ -18,7 +18,7 @@ use crate::engine::{Blame, EngineError};
 use crate::intake::{self, Rejection, Request, Ticket};
 use crate::reply::{Replier, Verdict};
 use crate::serve::Serving;
-use crate::slot::{Finished, Job, Slot, Work};
+use crate::slot::{Becomes, Finished, Job, Slot, Work};
 
 /// How many batches' worth of requests each slot may hold: one runs, one is prepared, one is on its way.
 const BATCHES_PER_SLOT: usize = 3;
@@ -185,6 +185,7 @@ impl Station {
                 content_type: request.ticket.content_type,
                 inputs: request.inputs,
                 outputs: request.outputs,
+                becomes: if request.ticket.then.is_empty() { Becomes::Answer } else { Becomes::Request },
             });
             tickets.push(request.ticket);
         }

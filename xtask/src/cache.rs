@@ -64,6 +64,10 @@ fn list(folder: &Path, below: &Path, files: &mut Vec<(PathBuf, u64)>) -> Result<
     for entry in fs::read_dir(folder.join(below))? {
         let entry = entry?;
         let path = below.join(entry.file_name());
+        // Python writes these anew as it likes.
+        if entry.file_name() == "__pycache__" {
+            continue;
+        }
         if entry.file_type()?.is_dir() {
             list(folder, &path, files)?;
         } else {

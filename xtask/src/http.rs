@@ -11,6 +11,11 @@ pub fn get(address: &str, path: &str) -> Result<(u16, String)> {
     send(address, &format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n"))
 }
 
+/// A PUT without a body: the status code and the body.
+pub fn put(address: &str, path: &str) -> Result<(u16, String)> {
+    send(address, &format!("PUT {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: 0\r\n\r\n"))
+}
+
 /// Any method with a JSON body, as RabbitMQ's user guest: the status code and the body.
 pub fn as_guest(method: &str, address: &str, path: &str, json: &str) -> Result<(u16, String)> {
     // `guest:guest` in base 64, as HTTP wants it.

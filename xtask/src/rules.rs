@@ -13,12 +13,13 @@ const RULES: &[(&str, &[&str], &str)] = &[
     ("torch-sys", &["sluice-worker"], "the command line, the scaler and the gateway build and run without libtorch"),
     (
         "tokio",
-        &["sluice-broker", "sluice-service", "sluice-worker", "sluice", "sluice-e2e"],
+        &["sluice-broker", "sluice-registry", "sluice-service", "sluice-worker", "sluice", "sluice-e2e"],
         "core/ holds words and decisions: no runtime",
     ),
     ("sluice-worker", &[], "it links libtorch; others talk to it over the broker"),
     ("sluice-e2e", &[], "nothing is built on the tests"),
-    ("xtask", &["sluice-broker", "sluice-e2e"], "it serves the repository, not the product"),
+    ("object_store", &["sluice-registry"], "everyone else sees the storage seam"),
+    ("xtask", &["sluice-broker", "sluice-registry", "sluice-e2e"], "it serves the repository, not the product"),
 ];
 
 #[derive(Deserialize)]

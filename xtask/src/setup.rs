@@ -199,14 +199,23 @@ fn on_path(name: &str) -> Option<PathBuf> {
 
 /// A folder with the Python packages that the documentation's examples use, for `PYTHONPATH`.
 pub fn python_packages() -> Result<PathBuf> {
+    python_folder("python-examples-2", &["nats-py>=2.9,<3", "aio-pika>=9,<10", "msgpack>=1,<2"])
+}
+
+/// A folder with a server that speaks S3, for `PYTHONPATH`: `python3 -m moto.server`.
+pub fn s3_server() -> Result<PathBuf> {
+    python_folder("python-s3-1", &["moto[s3]>=5.2,<6", "flask>=3,<4", "flask-cors>=6,<7"])
+}
+
+fn python_folder(name: &str, requirements: &[&str]) -> Result<PathBuf> {
     let cache = cache::directory()?;
-    let folder = cache.join("python-examples-2");
+    let folder = cache.join(name);
     if cache::is_complete(&folder) {
         return Ok(folder);
     }
     let _lock = cache::lock(&cache)?;
     if !cache::is_complete(&folder) {
-        fetch::pip_install(&folder, &["nats-py>=2.9,<3", "aio-pika>=9,<10", "msgpack>=1,<2"])?;
+        fetch::pip_install(&folder, requirements)?;
         cache::seal(&folder)?;
     }
     Ok(folder)

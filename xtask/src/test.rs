@@ -26,6 +26,7 @@ pub fn run(arguments: &[String]) -> Result<Counts> {
     setup::libtorch(Accelerator::None)?;
     setup::nats_server()?;
     setup::python_packages()?;
+    setup::s3_server()?;
     let without_rabbitmq = match setup::rabbitmq_server() {
         Ok(_) => false,
         Err(error) if std::env::var_os("CI").is_some() => return Err(error),

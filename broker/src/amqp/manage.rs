@@ -74,6 +74,7 @@ impl Api {
             "" => "%2f".to_owned(),
             vhost => vhost.to_owned(),
         };
+        crate::prepare_tls();
         let mut client = reqwest::Client::builder().timeout(PATIENCE);
         if let Some(file) = &link.options.tls_ca {
             let pem = tokio::fs::read(file).await.map_err(|error| unreadable(file, &error.to_string()))?;

@@ -13,6 +13,10 @@ pub struct ManifestError {
 }
 
 impl ManifestError {
+    pub(super) fn new(faults: Vec<String>) -> Self {
+        Self { faults }
+    }
+
     pub(super) fn syntax(error: toml::de::Error) -> Self {
         Self { faults: vec![error.to_string().trim_end().to_owned()] }
     }
@@ -23,6 +27,16 @@ impl ManifestError {
     }
 }
 
+/// What [`is_version`] asks for.
+pub const VERSION_RULE: &str = "a version is 1 to 64 of A-Z, a-z, 0-9, ., _ and -, and begins with a letter or a digit";
+
+/// Whether a text can be a version: it stands in keys, headers and file names.
+pub fn is_version(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+        && text.as_bytes()[0].is_ascii_alphanumeric()
+}
+
 pub(super) fn check(manifest: &Manifest) -> Result<(), ManifestError> {
     let mut faults = Vec::new();
     let mut fault = |key: &str, reason: String| faults.push(format!("`{key}` {reason}"));
@@ -30,8 +44,8 @@ pub(super) fn check(manifest: &Manifest) -> Result<(), ManifestError> {
     if manifest.file.is_empty() || !file.components().all(|part| matches!(part, Component::Normal(_))) {
         fault("file", format!("is `{}`: it must be a path inside the package", manifest.file));
     }
-    if manifest.version.is_empty() || manifest.version.len() > 64 {
-        fault("version", "must have 1 to 64 characters".into());
+    if !is_version(&manifest.version) {
+        fault("version", format!("is `{}`: {VERSION_RULE}", manifest.version));
     }
     let mut known = BTreeSet::new();
     for (key, specs) in [("inputs", &manifest.inputs), ("outputs", &manifest.outputs)] {

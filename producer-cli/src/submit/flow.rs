@@ -160,6 +160,7 @@ impl Flow<'_> {
         let envelope = Envelope {
             reply_to: Some(replies.reply_to()),
             lane: self.routing.lane,
+            then: self.routing.then.clone(),
             version: self.routing.model_version.clone(),
             tenant: self.routing.tenant.clone(),
             rows,

@@ -8,8 +8,9 @@ use sluice_core::broker::{Receipt, Submission};
 use sluice_core::clock::unix_ms;
 use sluice_core::codec::{self, ContentType};
 use sluice_core::{Envelope, ErrorCode, Lane};
+use sluice_e2e::Stack;
+use sluice_e2e::fixture::{self, Script};
 use sluice_e2e::stack::{SOON, envelope, floats, next, rows, submit};
-use sluice_e2e::{Stack, fixture};
 use xtask::broker::Kind;
 
 pub async fn requests_are_batched_and_each_gets_its_own_answer(kind: Kind) -> Result<()> {
@@ -166,5 +167,35 @@ pub async fn a_durable_answer_is_there_for_whoever_comes_later(kind: Kind) -> Re
     let reply = tokio::time::timeout(SOON, results.next()).await??;
     assert_eq!(floats(&reply), Ok(vec![2.0; 4]));
     drop(worker);
+    Ok(())
+}
+
+pub async fn a_pipeline_goes_through_each_model_and_a_failure_ends_it(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
+    let manifest = "name = \"half\"\ninputs = [{ name = \"x\", datatype = \"FP32\", shape = [-1, 4] }]\n\
+        outputs = [{ name = \"x\", datatype = \"FP32\", shape = [-1, 4] }]\n";
+    let half = Script { signature: "x: Tensor) -> Tensor", body: &["return torch.mul(x, 0.5)"], manifest }
+        .write(stack.folder(), "half")?;
+    let double = fixture::doubler(stack.folder(), "double", 0, "")?;
+    let worker = stack.worker(&[(&half, 1), (&double, 1)], "")?;
+    let broker = stack.connect().await?;
+    let mut inbox = broker.inbox().await?;
+    let mut ask = async |id: &str, then: &[&str]| {
+        let then = then.iter().map(|name| name.parse()).collect::<Result<_, _>>()?;
+        let request = Envelope { then, ..envelope(id, &*inbox) };
+        submit(&broker, Submission::new("half".parse()?, request, rows(&[[1.0, 2.0, 3.0, 4.0]; 2]))).await?;
+        let reply = next(&mut inbox).await?;
+        assert_eq!(reply.id.as_str(), id);
+        anyhow::Ok(floats(&reply))
+    };
+    let through = ask("through", &["half", "double"]).await?.map_err(anyhow::Error::msg)?;
+    assert_eq!(through, [0.5, 1.0, 1.5, 2.0].repeat(2));
+    let unknown = ask("unknown", &["nobody"]).await?.expect_err("there is no such model");
+    assert!(unknown.contains("NOT_FOUND") && unknown.contains("model `nobody`"), "{unknown}");
+    // The second `double` is given `y`.
+    let misfit = ask("misfit", &["double", "double"]).await?.expect_err("it takes no `y`");
+    assert!(misfit.contains("INVALID_ARGUMENT") && misfit.contains("input `x`"), "{misfit}");
+    assert_eq!(worker.metric("sluice_requests_total", &["forwarded"])?, 4.0);
+    assert_eq!(broker.dead_letters(&"half".parse()?, 10).await?.len(), 1, "the one that could not go on is kept");
     Ok(())
 }

@@ -34,7 +34,8 @@ on_each_broker! {
         expired_deadlines_cost_no_compute,
         a_deadline_that_passes_while_a_slot_is_busy_is_answered_at_once,
         a_version_that_is_not_served_and_a_lost_way_back_are_told,
-        a_durable_answer_is_there_for_whoever_comes_later;
+        a_durable_answer_is_there_for_whoever_comes_later,
+        a_pipeline_goes_through_each_model_and_a_failure_ends_it;
     files:
         digits_from_a_file_are_recognised_in_order,
         failed_rows_go_to_their_own_file_with_line_and_reason,

@@ -1,0 +1,230 @@
+//! The storage seam on NATS: records in a key-value bucket, blobs in an object store bucket, so that a deployment over several
+//! hosts needs no other storage. It has a connection of its own: a large file does not hold up messages.
+
+use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context as Poller, Poll};
+
+use async_nats::jetstream::kv::{self, CreateErrorKind};
+use async_nats::jetstream::object_store::{self, GetErrorKind, InfoErrorKind, ObjectStore};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio::sync::OnceCell;
+
+use sluice_core::store::{Moved, Result, Store, StoreError};
+
+use super::Nats;
+
+const RECORDS: &str = "SLUICE_REGISTRY";
+const BLOBS: &str = "SLUICE_PACKAGES";
+/// A piece of a blob; well below the payload that every server takes.
+const CHUNK: usize = 256 * 1024;
+
+/// Records and blobs in JetStream.
+pub(crate) struct NatsStore {
+    nats: Nats,
+    /// Made when first needed: whoever only reads may not be allowed to make them.
+    records: OnceCell<kv::Store>,
+    blobs: OnceCell<ObjectStore>,
+}
+
+impl NatsStore {
+    pub(crate) fn new(nats: Nats) -> Self {
+        Self { nats, records: OnceCell::new(), blobs: OnceCell::new() }
+    }
+
+    fn failed(&self, what: String, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StoreError {
+        match self.nats.denials.explain("$JS.API.", super::error::other(what.clone(), error)) {
+            sluice_core::BrokerError::Denied(reason) => StoreError::Denied(reason),
+            sluice_core::BrokerError::Other { source, .. } => StoreError::Other { what, source },
+            other => StoreError::Other { what, source: other.into() },
+        }
+    }
+
+    async fn records(&self) -> Result<&kv::Store> {
+        let make = || async {
+            let found = self.nats.jetstream.get_key_value(RECORDS).await;
+            if let Ok(store) = found {
+                return Ok(store);
+            }
+            let config = kv::Config {
+                bucket: RECORDS.into(),
+                description: "Sluice: packages' contents and models' revisions".into(),
+                num_replicas: self.nats.options.replicas,
+                ..Default::default()
+            };
+            let made = self.nats.jetstream.create_key_value(config).await;
+            made.map_err(|error| self.failed(format!("opening the bucket `{RECORDS}`"), error))
+        };
+        self.records.get_or_try_init(make).await
+    }
+
+    async fn blobs(&self) -> Result<&ObjectStore> {
+        let make = || async {
+            if let Ok(store) = self.nats.jetstream.get_object_store(BLOBS).await {
+                return Ok(store);
+            }
+            let config = object_store::Config {
+                bucket: BLOBS.into(),
+                description: Some("Sluice: files of packages".into()),
+                num_replicas: self.nats.options.replicas,
+                ..Default::default()
+            };
+            let made = self.nats.jetstream.create_object_store(config).await;
+            made.map_err(|error| self.failed(format!("opening the bucket `{BLOBS}`"), error))
+        };
+        self.blobs.get_or_try_init(make).await
+    }
+}
+
+/// A key's parts become a subject's tokens. What a token cannot hold is written as `=` and two hexadecimal digits.
+fn to_subject(key: &str) -> String {
+    let mut subject = String::with_capacity(key.len());
+    for byte in key.bytes() {
+        match byte {
+            b'/' => subject.push('.'),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => subject.push(byte.into()),
+            other => subject.push_str(&format!("={other:02x}")),
+        }
+    }
+    subject
+}
+
+/// The other way.
+fn to_key(subject: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(subject.len());
+    let mut rest = subject.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        rest = after;
+        match first {
+            b'.' => bytes.push(b'/'),
+            b'=' => {
+                let (digits, after) = rest.split_at_checked(2)?;
+                bytes.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
+                rest = after;
+            }
+            other => bytes.push(*other),
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[async_trait]
+impl Store for NatsStore {
+    fn url(&self) -> &str {
+        &self.nats.shown_url
+    }
+
+    async fn create(&self, key: &str, record: Bytes) -> Result<()> {
+        match self.records().await?.create(to_subject(key), record).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Err(StoreError::Exists(key.into())),
+            Err(error) => Err(self.failed(format!("writing `{key}`"), error)),
+        }
+    }
+
+    async fn read(&self, key: &str) -> Result<Option<Bytes>> {
+        let read = self.records().await?.get(to_subject(key)).await;
+        read.map_err(|error| self.failed(format!("reading `{key}`"), error))
+    }
+
+    async fn list(&self, folder: &str) -> Result<Vec<String>> {
+        let records = self.records().await?;
+        let below = format!("{}{}.>", records.prefix, to_subject(folder));
+        let failed =
+            |error: Box<dyn std::error::Error + Send + Sync>| self.failed(format!("listing `{folder}`"), error);
+        let found = records.stream.info_with_subjects(&below).await.map_err(|error| failed(error.into()))?;
+        let subjects: Vec<(String, usize)> = found.try_collect().await.map_err(|error| failed(error.into()))?;
+        let key = |(subject, _): &(String, usize)| to_key(subject.strip_prefix(&records.prefix)?);
+        Ok(subjects.iter().filter_map(key).collect())
+    }
+
+    async fn remove(&self, key: &str) -> Result<()> {
+        let records = self.records().await?;
+        // A deletion in the bucket's own way would leave a marker that is listed for ever.
+        let purged = records.stream.purge().filter(format!("{}{}", records.prefix, to_subject(key))).await;
+        purged.map(drop).map_err(|error| self.failed(format!("removing `{key}`"), error))
+    }
+
+    async fn upload(&self, key: &str, file: &Path, moved: Moved<'_>) -> Result<()> {
+        let source = tokio::fs::File::open(file)
+            .await
+            .map_err(|source| StoreError::Local { what: format!("cannot read `{}`", file.display()), source })?;
+        let mut source = Counted { source, moved };
+        let meta = object_store::ObjectMetadata { name: key.into(), chunk_size: Some(CHUNK), ..Default::default() };
+        let stored = self.blobs().await?.put(meta, &mut source).await;
+        stored.map(drop).map_err(|error| self.failed(format!("uploading `{}`", file.display()), error))
+    }
+
+    async fn download(&self, key: &str, file: &Path, moved: Moved<'_>) -> Result<()> {
+        let mut blob = match self.blobs().await?.get(key).await {
+            Ok(blob) => blob,
+            Err(error) if error.kind() == GetErrorKind::NotFound => return Err(StoreError::Missing(key.into())),
+            Err(error) => return Err(self.failed(format!("fetching `{key}`"), error)),
+        };
+        let local = |source| StoreError::Local { what: format!("cannot write `{}`", file.display()), source };
+        let mut target = tokio::fs::File::create(file).await.map_err(local)?;
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let read = blob.read(&mut buffer).await.map_err(|error| self.failed(format!("fetching `{key}`"), error))?;
+            if read == 0 {
+                break;
+            }
+            target.write_all(&buffer[..read]).await.map_err(local)?;
+            moved(read as u64);
+        }
+        target.flush().await.map_err(local)
+    }
+
+    async fn blob_size(&self, key: &str) -> Result<Option<u64>> {
+        match self.blobs().await?.info(key).await {
+            Ok(info) => Ok((!info.deleted).then_some(info.size as u64)),
+            Err(error) if error.kind() == InfoErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.failed(format!("looking for `{key}`"), error)),
+        }
+    }
+
+    async fn remove_blob(&self, key: &str) -> Result<()> {
+        if self.blob_size(key).await?.is_none() {
+            return Ok(());
+        }
+        let removed = self.blobs().await?.delete(key).await;
+        removed.map_err(|error| self.failed(format!("removing `{key}`"), error))
+    }
+}
+
+/// A file whose bytes are counted as they are read.
+struct Counted<'m> {
+    source: tokio::fs::File,
+    moved: Moved<'m>,
+}
+
+impl AsyncRead for Counted<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Poller<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.source).poll_read(context, buffer);
+        (self.moved)((buffer.filled().len() - before) as u64);
+        polled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_key_is_a_subject_and_comes_back() {
+        for key in ["revisions/digits/7", "packages/m/1.2.0-rc_1", "packages/m/a=b", "x/ü"] {
+            let subject = to_subject(key);
+            assert!(subject.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_=.".contains(&byte)), "{subject}");
+            assert_eq!(to_key(&subject).as_deref(), Some(key));
+        }
+        assert_eq!(to_subject("a.b/c"), "a=2eb.c");
+    }
+}

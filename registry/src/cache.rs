@@ -1,0 +1,170 @@
+//! A host's copies of packages: fetched once, verified at each load, the least recently used ones removed when there are too many.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use sluice_core::ModelName;
+use tokio::sync::Mutex;
+use tracing::{info, warn};
+
+use crate::contents::{self, Contents, FileEntry, read_record, sha256_of, write_record};
+use crate::{Registry, RegistryError, Result};
+
+/// What the folder holds; its time of change says when the package was last used.
+const CONTENTS: &str = ".contents.toml";
+/// Where files are that are not whole yet.
+const UNFINISHED: &str = ".unfinished";
+/// Another process's unfinished file of this age was left behind.
+const LEFT_BEHIND: Duration = Duration::from_secs(24 * 3600);
+
+/// A folder with copies of packages.
+pub struct Cache {
+    folder: PathBuf,
+    /// In bytes.
+    limit: u64,
+    /// One fetch at a time: the network is the bottleneck, and nobody may remove what another verifies.
+    busy: Mutex<()>,
+}
+
+impl Cache {
+    /// A cache in `folder` that keeps at most `limit` bytes, besides the package that was used last.
+    pub fn new(folder: PathBuf, limit: u64) -> Self {
+        Self { folder, limit, busy: Mutex::new(()) }
+    }
+
+    /// A version's folder, complete and verified. While the registry cannot be reached, a copy that is here serves.
+    pub async fn package(&self, registry: &Registry, model: &ModelName, version: &str) -> Result<PathBuf> {
+        let _busy = self.busy.lock().await;
+        let folder = self.folder.join(model.as_str()).join(version);
+        let contents = match registry.contents(model, version).await {
+            Ok(contents) => contents,
+            Err(RegistryError::Store(error)) => match known_here(&folder) {
+                Some(contents) => {
+                    warn!(%model, version, %error, "the registry cannot be reached; using the copy on this host");
+                    contents
+                }
+                None => return Err(error.into()),
+            },
+            Err(error) => return Err(error),
+        };
+        make(&folder)?;
+        for file in &contents.files {
+            self.complete(registry, model, version, &folder, file).await?;
+        }
+        let record = folder.join(CONTENTS);
+        fs::write(&record, write_record(&contents)).map_err(writing(&record))?;
+        self.trim(&folder);
+        Ok(folder)
+    }
+
+    /// Makes sure of one file. One that is damaged is fetched again, once.
+    async fn complete(
+        &self,
+        registry: &Registry,
+        model: &ModelName,
+        version: &str,
+        folder: &Path,
+        file: &FileEntry,
+    ) -> Result<()> {
+        let target = folder.join(&file.path);
+        match hash(&target).await {
+            Ok(found) if found == file.sha256 => return Ok(()),
+            Ok(_) => warn!(%model, version, file = file.path, "a file in the cache is damaged; fetching it again"),
+            Err(_) => {}
+        }
+        let unfinished = self.folder.join(UNFINISHED);
+        make(&unfinished)?;
+        let partial = unfinished.join(format!("{}.{}", file.sha256, std::process::id()));
+        let mut found = String::new();
+        // The copy may have been damaged on its way.
+        for _ in 0..2 {
+            let key = contents::blob_key(model, &file.sha256);
+            registry.store.download(&key, &partial, &|_| ()).await?;
+            found =
+                hash(&partial).await.map_err(RegistryError::local(format!("cannot read `{}`", partial.display())))?;
+            if found == file.sha256 {
+                if let Some(parent) = target.parent() {
+                    make(parent)?;
+                }
+                fs::rename(&partial, &target).map_err(writing(&target))?;
+                info!(%model, version, file = file.path, bytes = file.size, "fetched");
+                return Ok(());
+            }
+        }
+        let _ = fs::remove_file(&partial);
+        Err(RegistryError::Damaged {
+            model: model.clone(),
+            version: version.into(),
+            file: file.path.clone(),
+            expected: file.sha256.clone(),
+            found,
+        })
+    }
+
+    /// Removes the least recently used packages, but never `keep`.
+    fn trim(&self, keep: &Path) {
+        let mut packages = Vec::new();
+        for folder in folders(&self.folder).iter().flat_map(|model| folders(model)) {
+            let used = fs::metadata(folder.join(CONTENTS)).and_then(|meta| meta.modified());
+            packages.push((used.unwrap_or(SystemTime::UNIX_EPOCH), size_of(&folder), folder));
+        }
+        packages.sort();
+        let mut total: u64 = packages.iter().map(|(_, size, _)| size).sum();
+        for (_, size, folder) in packages {
+            if total <= self.limit {
+                break;
+            }
+            if folder == keep {
+                continue;
+            }
+            info!(package = %folder.display(), "removed from the cache, which is full");
+            match fs::remove_dir_all(&folder) {
+                Ok(()) => total = total.saturating_sub(size),
+                Err(error) => warn!(package = %folder.display(), %error, "could not remove it from the cache"),
+            }
+        }
+        for entry in fs::read_dir(self.folder.join(UNFINISHED)).into_iter().flatten().flatten() {
+            let age = entry.metadata().and_then(|meta| meta.modified()).map(|at| at.elapsed().unwrap_or_default());
+            if age.is_ok_and(|age| age > LEFT_BEHIND) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+}
+
+fn known_here(folder: &Path) -> Option<Contents> {
+    let path = folder.join(CONTENTS);
+    read_record(&path.display().to_string(), &fs::read(&path).ok()?).ok()
+}
+
+async fn hash(file: &Path) -> std::io::Result<String> {
+    let file: Arc<Path> = file.into();
+    tokio::task::spawn_blocking(move || sha256_of(&file)).await.map_err(std::io::Error::other)?
+}
+
+fn make(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).map_err(RegistryError::local(format!("cannot make `{}`", folder.display())))
+}
+
+fn writing(file: &Path) -> impl FnOnce(std::io::Error) -> RegistryError {
+    RegistryError::local(format!("cannot write `{}`", file.display()))
+}
+
+/// The folders in a folder that are not hidden.
+fn folders(of: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(of).into_iter().flatten().flatten();
+    let visible = entries.filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'));
+    visible.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+}
+
+fn size_of(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let size = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(meta) if meta.is_dir() => size_of(&entry.path()),
+        Ok(meta) => meta.len(),
+        Err(_) => 0,
+    };
+    entries.map(size).sum()
+}

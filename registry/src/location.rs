@@ -1,0 +1,54 @@
+//! Where a registry is: one match over its URL's scheme.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use sluice_broker::Options;
+use sluice_core::{BrokerError, Store, StoreError};
+
+use crate::object::Objects;
+use crate::{Registry, RegistryError, Result};
+
+/// The `[registry]` section of a configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Location {
+    /// `file:///folder`, `s3://bucket/folder`, `gs://bucket/folder`, `az://container/folder`, or `nats://...`; if empty, the
+    /// broker's own store, which NATS has. Credentials of S3, GCS and Azure come from their usual environment variables.
+    pub url: String,
+    /// What S3, GCS and Azure need beyond their environment variables, by the names that those have in lower case, such as
+    /// `aws_endpoint` and `aws_allow_http`.
+    pub options: BTreeMap<String, String>,
+}
+
+impl Location {
+    /// A location that needs no options of its own.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self { url: url.into(), options: BTreeMap::new() }
+    }
+}
+
+/// Opens the registry. `broker` says how to reach the broker, for credentials and for a deployment that needs no other store.
+pub async fn open(location: &Location, broker: &Options) -> Result<Registry> {
+    let url = location.url.trim();
+    let on_broker = |options: Options| async move {
+        sluice_broker::open_store(&options).await.map_err(|error| match error {
+            BrokerError::Unusable(reason) => RegistryError::Unusable(format!(
+                "{reason}: name a registry, such as file:///srv/sluice or s3://bucket/sluice"
+            )),
+            other => StoreError::Other { what: "cannot open the registry".into(), source: other.into() }.into(),
+        })
+    };
+    let store: Arc<dyn Store> = match url.split_once("://").map_or("", |(scheme, _)| scheme) {
+        "" if url.is_empty() => on_broker(broker.clone()).await?,
+        "nats" | "tls" => on_broker(Options { url: url.to_owned(), ..broker.clone() }).await?,
+        "file" | "s3" | "gs" | "az" => Arc::new(Objects::open(url, &location.options)?),
+        _ => {
+            return Err(RegistryError::Unusable(format!(
+                "registry URL `{url}` does not begin with file://, s3://, gs://, az://, nats:// or tls://"
+            )));
+        }
+    };
+    Ok(Registry::new(store))
+}
