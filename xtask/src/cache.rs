@@ -44,11 +44,12 @@ struct Inventory {
 
 const INVENTORY: &str = ".complete.json";
 
-/// Whether every file that was unpacked into `folder` is still there in its full size.
+/// Whether every file that was unpacked into `folder` is still there in its full size. It may have grown: some machines add
+/// certificates of their own to those that Python packages bring.
 pub fn is_complete(folder: &Path) -> bool {
     let Ok(text) = fs::read(folder.join(INVENTORY)) else { return false };
     let Ok(inventory) = serde_json::from_slice::<Inventory>(&text) else { return false };
-    inventory.files.iter().all(|(path, size)| fs::metadata(folder.join(path)).is_ok_and(|found| found.len() == *size))
+    inventory.files.iter().all(|(path, size)| fs::metadata(folder.join(path)).is_ok_and(|found| found.len() >= *size))
 }
 
 /// Records what `folder` holds; from then on [`is_complete`] is true until something changes.
