@@ -29,6 +29,13 @@ pub struct QueueLimits {
     pub message_bytes: u64,
 }
 
+impl QueueLimits {
+    /// Nothing is taken any more: the queue is about to be removed.
+    pub fn closed() -> Self {
+        Self { length: 0, message_bytes: 1 }
+    }
+}
+
 /// What became of a queue's limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]

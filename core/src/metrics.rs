@@ -77,7 +77,7 @@ pub const IN_FLIGHT: Metric =
 /// Gauge: slots.
 pub const SLOTS: Metric = Metric {
     name: "sluice_slots",
-    help: "Slots by state: loading, idle, busy, failed",
+    help: "Slots by state: loading, idle, busy",
     labels: &["model", "device", "state"],
     buckets: &[],
 };

@@ -6,7 +6,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sluice_core::{Lane, ModelName};
 
-/// Sends requests to models behind a message queue, one by one or by the file.
+use crate::model::Model;
+
+/// Sends requests to models behind a message queue, one by one or by the file, and deploys the models.
 ///
 /// Exit codes: 0 all is well; 1 the command failed; 2 some rows failed, or the model answered with an error;
 /// 64 the command line is wrong; 130 interrupted.
@@ -50,6 +52,7 @@ impl Command {
             Command::Submit(options) => options.json,
             Command::Queue(options) => options.json,
             Command::Dead(options) => options.json,
+            Command::Model(options) => options.json,
             // An answer is always JSON; an error before it is for people.
             Command::Infer(_) | Command::Completions { .. } => false,
         }
@@ -66,6 +69,8 @@ pub enum Command {
     Queue(Queue),
     /// Look at requests that were given up
     Dead(Dead),
+    /// Deploy models, and change them while they serve
+    Model(Model),
     /// Print a completion script for a shell
     Completions {
         /// Which shell

@@ -1,23 +1,39 @@
 //! What several commands need: the connection, and how things are shown.
 
+use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use sluice_broker::Options;
 use sluice_core::{Broker, BrokerError};
 
 use crate::cli::Global;
 
-/// Connects, or says within 3 s that nobody answers.
-pub async fn connect(global: &Global) -> Result<Arc<dyn Broker>> {
-    let options = Options {
+/// How to reach the broker.
+pub fn options(global: &Global) -> Options {
+    Options {
         credentials: global.credentials.clone(),
         tls_ca: global.tls_ca.clone(),
         management: global.management.clone(),
         ..Options::new(&global.broker, "sluice (command line)")
-    };
-    sluice_broker::connect(&options).await.map_err(|error| match error {
+    }
+}
+
+/// Asks a person; without one there is no way but the flag.
+pub fn confirm(question: &str) -> Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        bail!("{question}\nthere is nobody to ask: say --yes to go on");
+    }
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// Connects, or says within 3 s that nobody answers.
+pub async fn connect(global: &Global) -> Result<Arc<dyn Broker>> {
+    sluice_broker::connect(&options(global)).await.map_err(|error| match error {
         BrokerError::Unreachable { ref url, ref source } => {
             anyhow!(
                 "no broker answers at `{url}` ({source}): start it, or name another with --broker URL or SLUICE_BROKER"

@@ -14,7 +14,7 @@ use sluice_core::{Envelope, InferRequest, Tensor};
 
 use crate::cli::{Global, Infer};
 use crate::input::read_array;
-use crate::model::{InputSpec, learn};
+use crate::takes::{InputSpec, learn, warn_if_stopped};
 use crate::{common, exit};
 
 /// An answer that takes longer is worth a word meanwhile.
@@ -23,7 +23,11 @@ const WORD_AFTER: Duration = Duration::from_secs(1);
 pub async fn run(global: &Global, options: Infer) -> Result<ExitCode> {
     let broker = common::connect(global).await?;
     let (content_type, body) = match &options.json {
-        Some(file) => (ContentType::Json, read_body(file)?),
+        Some(file) => {
+            let body = read_body(file)?;
+            warn_if_stopped(&broker, &options.model).await?;
+            (ContentType::Json, body)
+        }
         None => {
             let model = learn(&broker, &options.model, &options.takes).await?;
             let request =

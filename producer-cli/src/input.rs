@@ -15,7 +15,7 @@ use bytes::BytesMut;
 use flate2::read::MultiGzDecoder;
 
 use crate::cli::{Format, Header};
-use crate::model::InputSpec;
+use crate::takes::InputSpec;
 
 pub use npy::read_array;
 

@@ -1,4 +1,4 @@
-//! `sluice`: single requests, whole files, queues and dead letters, from the command line.
+//! `sluice`: single requests, whole files, models, queues and dead letters, from the command line.
 
 mod cli;
 mod common;
@@ -8,6 +8,7 @@ mod input;
 mod model;
 mod queue;
 mod submit;
+mod takes;
 
 use std::process::ExitCode;
 
@@ -62,6 +63,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Submit(options) => submit::run(&global, options).await,
             Command::Queue(options) => queue::run(&global, options).await,
             Command::Dead(options) => dead::run(&global, options).await,
+            Command::Model(options) => model::run(&global, options).await,
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Arguments::command(), "sluice", &mut std::io::stdout());
                 Ok(ExitCode::SUCCESS)

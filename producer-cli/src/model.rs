@@ -1,150 +1,58 @@
-//! What a model takes: told by a worker that serves it, or by `--takes`.
+//! `sluice model`: models that are deployed, versioned, tuned and rolled back while they serve.
 
-use std::sync::Arc;
-use std::time::Duration;
+mod backup;
+mod change;
+mod cli;
+mod deploy;
+mod desk;
+mod hosts;
+mod profile;
+mod show;
+mod undeploy;
+mod wait;
 
-use anyhow::{Context, Result, bail};
-use bytes::Bytes;
-use serde::Deserialize;
-use sluice_core::names::describe_topic;
-use sluice_core::{Broker, BrokerError, Datatype, ModelName};
+use std::process::ExitCode;
 
-use crate::cli::Takes;
+use anyhow::Result;
 
-/// How long a worker may take to tell.
-const PATIENCE: Duration = Duration::from_millis(1500);
+use crate::cli::Global;
+use desk::Desk;
 
-/// An input of a model.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InputSpec {
-    pub name: String,
-    pub datatype: Datatype,
-    /// The sizes beyond the rows; `None` where they vary.
-    pub sizes: Vec<Option<usize>>,
-}
+pub use cli::Model;
+use cli::{ModelCommand, ProfileCommand};
 
-impl InputSpec {
-    /// How many values a row has, if that is fixed.
-    pub fn values_per_row(&self) -> Option<usize> {
-        self.sizes.iter().copied().product()
-    }
-
-    /// The shape of a row of so many values.
-    pub fn row_shape(&self, values: usize) -> Result<Vec<i64>, String> {
-        let known: usize = self.sizes.iter().flatten().product();
-        let varying = self.sizes.iter().filter(|size| size.is_none()).count();
-        let fits = match varying {
-            0 => known == values,
-            1 => known > 0 && values > 0 && values.is_multiple_of(known),
-            _ => return Err(format!("input `{}` has several sizes that vary: use JSON Lines", self.name)),
-        };
-        if !fits {
-            return Err(format!("{values} values for input `{}` ({})", self.name, self.signature()));
+pub async fn run(global: &Global, options: Model) -> Result<ExitCode> {
+    let desk = Desk::open(global, &options).await?;
+    let work = async {
+        match options.command {
+            ModelCommand::Deploy(options) => deploy::run(&desk, options).await,
+            ModelCommand::List => show::list(&desk).await,
+            ModelCommand::Show { model } => show::one(&desk, &model).await,
+            ModelCommand::History { model } => show::history(&desk, &model).await,
+            ModelCommand::Start { model, version, waiting } => change::start(&desk, &model, version, waiting).await,
+            ModelCommand::Stop { model, waiting } => change::stop(&desk, &model, waiting).await,
+            ModelCommand::Rollback { model, revision, waiting } => {
+                change::rollback(&desk, &model, revision, waiting).await
+            }
+            ModelCommand::Profile { command } => match command {
+                ProfileCommand::Show { model } => profile::show(&desk, &model).await,
+                ProfileCommand::Edit { model, waiting } => profile::edit(&desk, &model, waiting).await,
+                ProfileCommand::Set { model, settings, waiting } => {
+                    profile::set(&desk, &model, &settings, waiting).await
+                }
+            },
+            ModelCommand::Undeploy(options) => undeploy::run(&desk, options).await,
+            ModelCommand::Export { models, output, overwrite } => {
+                backup::export(&desk, models, &output, overwrite).await
+            }
+            ModelCommand::Import { archive } => backup::import(&desk, &archive).await,
         }
-        Ok(self.sizes.iter().map(|size| size.unwrap_or(values / known.max(1)) as i64).collect())
-    }
-
-    /// `FP32, 64 per row`.
-    pub fn signature(&self) -> String {
-        let sizes: Vec<_> = self.sizes.iter().map(|size| size.map_or("?".into(), |size| size.to_string())).collect();
-        if sizes.is_empty() {
-            format!("{}, one value per row", self.datatype)
-        } else {
-            format!("{}, {} per row", self.datatype, sizes.join("x"))
-        }
-    }
-}
-
-/// What is known of a model.
-#[derive(Debug)]
-pub struct Model {
-    pub inputs: Vec<InputSpec>,
-    /// What a message may have, if known.
-    pub body_bytes: Option<u64>,
-}
-
-#[derive(Deserialize)]
-struct Description {
-    inputs: Vec<DescribedInput>,
-    #[serde(default)]
-    parameters: Parameters,
-}
-
-#[derive(Deserialize)]
-struct DescribedInput {
-    name: String,
-    datatype: Datatype,
-    shape: Vec<i64>,
-}
-
-#[derive(Deserialize, Default)]
-struct Parameters {
-    body_bytes: Option<u64>,
-}
-
-/// Learns what the model takes.
-pub async fn learn(broker: &Arc<dyn Broker>, model: &ModelName, takes: &Takes) -> Result<Model> {
-    if !takes.takes.is_empty() {
-        let inputs = takes.takes.iter().map(|text| parse(text)).collect::<Result<_>>()?;
-        return Ok(Model { inputs, body_bytes: None });
-    }
-    let Some(answer) = broker.ask(&describe_topic(model), Bytes::new(), PATIENCE).await? else {
-        // Nobody serves it: perhaps it does not exist at all.
-        if let Err(error @ BrokerError::UnknownModel(_)) = broker.depth(model).await {
-            return Err(error.into());
-        }
-        bail!(
-            "no worker serves model `{model}` now, so nobody tells what it takes: start one, or say it with --takes \
-             NAME:DATATYPE:SIZES, such as --takes image:FP32:64"
-        );
     };
-    let description: Description = serde_json::from_slice(&answer)
-        .with_context(|| format!("model `{model}` is described in a way that cannot be read"))?;
-    let input = |described: DescribedInput| InputSpec {
-        name: described.name,
-        datatype: described.datatype,
-        sizes: described.shape.iter().skip(1).map(|size| usize::try_from(*size).ok()).collect(),
-    };
-    Ok(Model {
-        inputs: description.inputs.into_iter().map(input).collect(),
-        body_bytes: description.parameters.body_bytes,
-    })
-}
-
-fn parse(text: &str) -> Result<InputSpec> {
-    let wrong = || format!("--takes `{text}` is not NAME:DATATYPE:SIZES, such as image:FP32:1x8x8 or ids:INT64:?");
-    let mut parts = text.split(':');
-    let (Some(name), Some(datatype), sizes, None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
-        bail!(wrong());
-    };
-    let datatype = datatype.to_ascii_uppercase().parse().map_err(anyhow::Error::msg).with_context(wrong)?;
-    let size = |size: &str| match size {
-        "?" => Ok(None),
-        number => number.parse().map(Some).with_context(wrong),
-    };
-    let sizes = sizes.filter(|sizes| !sizes.is_empty()).map(|sizes| sizes.split('x').map(size).collect::<Result<_>>());
-    if name.is_empty() {
-        bail!(wrong());
-    }
-    Ok(InputSpec { name: name.into(), datatype, sizes: sizes.transpose()?.unwrap_or_default() })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_model_takes_can_be_said() {
-        let spec = parse("image:fp32:1x8x8").expect("a good one");
-        assert_eq!((spec.values_per_row(), spec.signature().as_str()), (Some(64), "FP32, 1x8x8 per row"));
-        assert_eq!(spec.row_shape(64), Ok(vec![1, 8, 8]));
-        assert!(spec.row_shape(63).is_err());
-        let spec = parse("ids:INT64:?x2").expect("a good one");
-        assert_eq!(spec.values_per_row(), None);
-        assert_eq!(spec.row_shape(6), Ok(vec![3, 2]));
-        assert_eq!(parse("age:INT64").expect("a good one").row_shape(1), Ok(vec![]));
-        for bad in ["x", "x:FP8:1", ":FP32:1", "x:FP32:a", "x:FP32:1:2"] {
-            assert!(parse(bad).is_err(), "{bad}");
+    tokio::select! {
+        done = work => done,
+        _ = tokio::signal::ctrl_c() => {
+            eprintln!("interrupted; `sluice model show MODEL` tells what is true now");
+            Ok(ExitCode::from(crate::exit::INTERRUPTED))
         }
     }
 }

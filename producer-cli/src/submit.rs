@@ -16,7 +16,7 @@ use sluice_core::JobId;
 
 use crate::cli::{Global, ReplyMode, Submit};
 use crate::input::Reading;
-use crate::model::learn;
+use crate::takes::learn;
 use crate::{common, exit};
 use chunk::Reader;
 use flow::{Ended, Flow};

@@ -17,6 +17,11 @@ pub fn path(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The path of an example's executable.
+pub fn example(name: &str) -> Result<PathBuf> {
+    path(&format!("examples/{name}"))
+}
+
 /// `target/<profile>`.
 fn profile_folder() -> Result<PathBuf> {
     let own = std::env::current_exe()?;

@@ -11,6 +11,7 @@ use sluice_broker::Options;
 use sluice_core::broker::{Broker, Replies, Reply, Submission};
 use sluice_core::codec::{self, ContentType};
 use sluice_core::{Datatype, Envelope, InferRequest, ModelName, Tensor};
+use sluice_registry::{Location, Registry};
 use tempfile::TempDir;
 use xtask::broker::{Kind, Server};
 use xtask::process::Service;
@@ -65,19 +66,39 @@ impl Stack {
         Ok(worker)
     }
 
+    /// Starts a worker that serves a model of the registry, or all (`*`), and waits until it is ready. `extra` goes into its
+    /// configuration's `[worker]` section.
+    pub fn follower(&mut self, model: &str, extra: &str) -> Result<Worker> {
+        let cache = self.folder().join("packages");
+        let registry = self.registry_url();
+        let slots = format!(
+            "{extra}\ncache = \"{}\"\n[[worker.slots]]\nmodel = \"{model}\"\n[registry]\nurl = \"{registry}\"\n",
+            cache.display()
+        );
+        let mut worker = self.start_worker("", &slots)?;
+        worker.process.wait_for_line(": ready", SOON)?;
+        Ok(worker)
+    }
+
     /// Starts a worker and does not wait.
     pub fn launch(&mut self, packages: &[(&Path, usize)], extra: &str) -> Result<Worker> {
+        let slot = |(package, count): &(&Path, usize)| {
+            format!("[[worker.slots]]\npackage = \"{}\"\ncount = {count}\n", package.display())
+        };
+        let slots: String = packages.iter().map(slot).collect();
+        self.start_worker(extra, &slots)
+    }
+
+    fn start_worker(&mut self, broker: &str, slots: &str) -> Result<Worker> {
         self.started += 1;
         let name = format!("worker-{}", self.started);
         let admin = xtask::process::free_port()?;
-        let mut config = format!("[broker]\nurl = \"{}\"\n{extra}\n", self.server.url());
+        let mut config = format!("[broker]\nurl = \"{}\"\n{broker}\n", self.server.url());
         if let Some(management) = self.server.management() {
             config += &format!("management = \"{management}\"\n");
         }
         config += &format!("[worker]\nhost = \"{name}\"\nadmin = \"127.0.0.1:{admin}\"\n");
-        for (package, count) in packages {
-            config += &format!("[[worker.slots]]\npackage = \"{}\"\ncount = {count}\n", package.display());
-        }
+        config += slots;
         let file = self.folder().join(format!("{name}.toml"));
         std::fs::write(&file, config)?;
         let mut command = Command::new(binaries::path("sluice-worker")?);
@@ -102,10 +123,25 @@ impl Stack {
         command
             .args(arguments)
             .env("SLUICE_BROKER", self.server.url())
+            .env("SLUICE_REGISTRY", self.registry_url())
             .envs(self.server.management().map(|url| ("SLUICE_MANAGEMENT", url)))
             .current_dir(self.folder())
             .env_remove("RUST_LOG");
         Ok(command)
+    }
+
+    /// NATS keeps models itself; beside RabbitMQ a folder does.
+    fn registry_url(&self) -> String {
+        match self.server.kind() {
+            Kind::Nats => String::new(),
+            Kind::RabbitMq => format!("file://{}/registry", self.folder().display()),
+        }
+    }
+
+    /// The registry, by a way of one's own.
+    pub async fn registry(&self) -> Result<Registry> {
+        let broker = Options::new(self.server.url(), "test");
+        Ok(sluice_registry::open(&Location::new(self.registry_url()), &broker).await?)
     }
 
     /// A connection of a caller's own.

@@ -64,6 +64,12 @@ impl<T> Batcher<T> {
         self.waiting.len()
     }
 
+    /// What a person tunes.
+    pub fn set_limits(&mut self, max_rows: usize, max_delay: Duration) {
+        self.policy.max_rows = max_rows;
+        self.policy.max_delay = max_delay;
+    }
+
     /// How long a row takes to run, as measured lately; for closing a batch in time for its earliest deadline.
     pub fn set_row_time(&mut self, row_time: Duration) {
         self.policy.row_time = row_time;

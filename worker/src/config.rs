@@ -1,11 +1,14 @@
 //! The worker's configuration.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sluice_broker::Options;
+use sluice_core::ModelName;
+use sluice_registry::Location;
 use sluice_service::config::ConfigError;
 use sluice_service::telemetry::LogFormat;
 
@@ -15,6 +18,8 @@ use sluice_service::telemetry::LogFormat;
 pub struct Config {
     /// How to reach the broker.
     pub broker: Options,
+    /// Where deployed models are.
+    pub registry: Location,
     /// This host.
     pub worker: WorkerConfig,
 }
@@ -36,6 +41,15 @@ pub struct WorkerConfig {
     pub drain_time: Duration,
     /// libtorch's profiling executor: slower first calls; some models with control flow run faster after them.
     pub jit_profiling: bool,
+    /// How often the registry is looked at, should the signal that something changed be lost.
+    #[serde(with = "humantime_serde")]
+    pub registry_poll: Duration,
+    /// Where copies of packages are kept; `sluice/packages` in the user's cache folder if empty.
+    pub cache: PathBuf,
+    /// How much of the disk they may take, in MiB.
+    pub cache_mib: u64,
+    /// Memory for models in MiB, by device: `{ cpu = 8192, "cuda:0" = 24000 }`. Of the processors' memory the system is asked otherwise.
+    pub memory: BTreeMap<String, u64>,
     /// What to run.
     pub slots: Vec<SlotConfig>,
 }
@@ -44,7 +58,11 @@ pub struct WorkerConfig {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SlotConfig {
     /// The folder with `model.toml`.
-    pub package: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub package: Option<PathBuf>,
+    /// Or a model of the registry; `*` for all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// `cpu` or `cuda:N`; what the package asks for if not given.
     #[serde(default)]
     pub device: Option<String>,
@@ -57,6 +75,47 @@ fn one() -> usize {
     1
 }
 
+/// What an entry of `[[worker.slots]]` serves.
+pub enum Served<'c> {
+    /// A folder; it does not change.
+    Package(&'c Path),
+    /// A model of the registry.
+    Model(ModelName),
+    /// All models of the registry that no other entry names.
+    All,
+}
+
+impl SlotConfig {
+    /// What it serves.
+    pub fn serves(&self) -> Result<Served<'_>, ConfigError> {
+        let refuse = |reason: String| ConfigError::new("configuration", vec![format!("`worker.slots` {reason}")]);
+        match (self.package.as_deref(), self.model.as_deref()) {
+            (Some(package), None) => Ok(Served::Package(package)),
+            (None, Some("*")) => Ok(Served::All),
+            (None, Some(model)) => Ok(Served::Model(model.parse().map_err(|error| refuse(format!("{error}")))?)),
+            _ => Err(refuse("needs either `package`, a folder, or `model`, a name in the registry or `*`".into())),
+        }
+    }
+
+    /// The device that it names.
+    pub fn device(&self) -> Result<Option<crate::engine::Device>, ConfigError> {
+        let refuse = |reason| ConfigError::new("configuration", vec![format!("`worker.slots.device` {reason}")]);
+        self.device.as_deref().map(crate::engine::Device::parse).transpose().map_err(refuse)
+    }
+}
+
+impl WorkerConfig {
+    /// Where copies of packages are kept.
+    pub fn cache_folder(&self) -> PathBuf {
+        if !self.cache.as_os_str().is_empty() {
+            return self.cache.clone();
+        }
+        let own = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+        let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
+        own.or_else(home).unwrap_or_else(std::env::temp_dir).join("sluice/packages")
+    }
+}
+
 impl Default for WorkerConfig {
     fn default() -> Self {
         Self {
@@ -67,6 +126,10 @@ impl Default for WorkerConfig {
             log_format: LogFormat::default(),
             drain_time: Duration::from_secs(30),
             jit_profiling: false,
+            registry_poll: Duration::from_secs(15),
+            cache: PathBuf::new(),
+            cache_mib: 20 * 1024,
+            memory: BTreeMap::new(),
             slots: Vec::new(),
         }
     }
@@ -77,7 +140,12 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         let mut faults = Vec::new();
         if self.worker.slots.is_empty() {
-            faults.push("`worker.slots` is empty: add a `[[worker.slots]]` with `package = \"models/digits\"`".into());
+            faults.push("`worker.slots` is empty: add a `[[worker.slots]]` with `model = \"*\"` for all deployed models, or `package = \"models/digits\"` for a folder".into());
+        }
+        for device in self.worker.memory.keys() {
+            if let Err(reason) = crate::engine::Device::parse(device) {
+                faults.push(format!("`worker.memory`: the device {reason}"));
+            }
         }
         for (index, slot) in self.worker.slots.iter().enumerate() {
             if slot.count == 0 || slot.count > 256 {
@@ -86,9 +154,13 @@ impl Config {
             if let Some(Err(reason)) = slot.device.as_deref().map(crate::engine::Device::parse) {
                 faults.push(format!("`worker.slots[{index}].device` {reason}"));
             }
-            if self.worker.slots[..index].iter().any(|earlier| earlier.package == slot.package) {
+            if let Err(error) = slot.serves() {
+                faults.push(format!("`worker.slots[{index}]`: {error}"));
+            }
+            let same = |earlier: &SlotConfig| earlier.package == slot.package && earlier.model == slot.model;
+            if self.worker.slots[..index].iter().any(same) {
                 faults.push(format!(
-                    "`worker.slots[{index}].package` is listed twice: raise the `count` of the first entry instead"
+                    "`worker.slots[{index}]` is listed twice: raise the `count` of the first entry instead"
                 ));
             }
         }

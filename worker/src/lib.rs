@@ -2,11 +2,16 @@
 //! Modules stand in the order in which work flows.
 
 mod batcher;
+mod board;
 pub mod config;
+mod deployment;
+mod directory;
 pub mod engine;
 mod intake;
+mod memory;
 mod metrics;
 pub mod package;
+mod refuse;
 mod reply;
 mod run;
 mod serve;

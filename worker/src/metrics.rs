@@ -95,8 +95,7 @@ impl Metrics {
             batch_wait_seconds: self.batch_wait_seconds.with_label_values(&[model]),
             compute_seconds: self.compute_seconds.with_label_values(&[model, device]),
             in_flight: self.in_flight.with_label_values(&[model]),
-            slots: ["loading", "idle", "busy", "failed"]
-                .map(|state| self.slots.with_label_values(&[model, device, state])),
+            slots: ["loading", "idle", "busy"].map(|state| self.slots.with_label_values(&[model, device, state])),
         }
     }
 }
@@ -112,7 +111,7 @@ pub struct ModelMetrics {
     pub batch_wait_seconds: Histogram,
     pub compute_seconds: Histogram,
     pub in_flight: IntGauge,
-    slots: [Gauge; 4],
+    slots: [Gauge; 3],
 }
 
 impl ModelMetrics {
@@ -121,11 +120,33 @@ impl ModelMetrics {
         self.requests[lane.index()][outcome as usize].inc();
     }
 
-    /// Sets how many slots are in each state.
-    pub fn set_slots(&self, loading: usize, idle: usize, busy: usize, failed: usize) {
-        for (gauge, count) in self.slots.iter().zip([loading, idle, busy, failed]) {
-            gauge.set(count as f64);
+    /// A part of the model's slots.
+    pub fn slots(&self) -> SlotsGauge {
+        SlotsGauge { gauges: self.slots.clone(), counted: [0; 3] }
+    }
+}
+
+/// How many slots of a part are in each state. Parts add up: two versions of a model may run side by side. Dropping it takes its
+/// own away.
+pub struct SlotsGauge {
+    gauges: [Gauge; 3],
+    counted: [usize; 3],
+}
+
+impl SlotsGauge {
+    /// Sets the numbers of this part.
+    pub fn set(&mut self, loading: usize, idle: usize, busy: usize) {
+        let counts = [loading, idle, busy];
+        for (gauge, (count, before)) in self.gauges.iter().zip(counts.into_iter().zip(self.counted)) {
+            gauge.add(count as f64 - before as f64);
         }
+        self.counted = counts;
+    }
+}
+
+impl Drop for SlotsGauge {
+    fn drop(&mut self) {
+        self.set(0, 0, 0);
     }
 }
 

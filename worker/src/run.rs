@@ -1,22 +1,29 @@
 //! The whole worker: connect, load, serve, and the way down.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use prometheus::Registry;
 use sluice_broker::Patience;
-use sluice_core::Broker;
+use sluice_core::ModelName;
 use sluice_core::manifest::DeviceKind;
-use sluice_core::names::describe_topic;
+use sluice_core::report::{ModelReport, State};
+use sluice_registry::Cache;
 use sluice_service::admin::{self, Readiness};
 use sluice_service::tasks::spawn_vital;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::config::Config;
+use crate::board::{Board, Describing};
+use crate::config::{Config, Served, SlotConfig};
+use crate::deployment::{Deployment, Host};
+use crate::directory::{Directory, Found};
 use crate::engine::{self, Device};
+use crate::memory::{Memory, Reservation};
 use crate::metrics::Metrics;
 use crate::package::Package;
 use crate::serve::{End, Serving};
@@ -33,29 +40,7 @@ pub enum Exit {
 /// Runs until `stop`, or until the process is of no more use. `listening` is told the admin port's address.
 pub async fn run(config: Config, stop: CancellationToken, listening: impl FnOnce(SocketAddr)) -> Result<Exit> {
     config.check()?;
-    let host = config.host();
-    let packages = config
-        .worker
-        .slots
-        .iter()
-        .map(|slot| {
-            let package = Package::open(&slot.package)?;
-            let device = match (&slot.device, package.manifest.resources.device) {
-                (Some(device), _) => Device::parse(device).map_err(anyhow::Error::msg)?,
-                (None, DeviceKind::Cpu) => Device::Cpu,
-                (None, DeviceKind::Cuda) => Device::Cuda(0),
-            };
-            Ok((Arc::new(package), device, slot.count))
-        })
-        .collect::<Result<Vec<_>>>()?;
-
-    for (index, (package, ..)) in packages.iter().enumerate() {
-        let name = &package.manifest.name;
-        if packages[..index].iter().any(|(earlier, ..)| earlier.manifest.name == *name) {
-            bail!("two of `worker.slots` serve a model of the name `{name}`: a worker serves one package of a model");
-        }
-    }
-
+    let plan = Plan::of(&config.worker.slots)?;
     let registry = Registry::new();
     let metrics = Metrics::new(&registry)?;
     let readiness = Readiness::not_yet("waiting for the broker");
@@ -66,68 +51,47 @@ pub async fn run(config: Config, stop: CancellationToken, listening: impl FnOnce
 
     let mut options = config.broker.clone();
     options.patience = Patience::Wait;
-    options.name = format!("sluice-worker {host}");
+    options.name = format!("sluice-worker {}", config.host());
     let Some(broker) = stop.run_until_cancelled(sluice_broker::connect(&options)).await else {
         return Ok(Exit::Orderly);
     };
     let broker = broker?;
-    info!(%host, url = broker.url(), "connected");
+    info!(host = config.host(), url = broker.url(), "connected");
 
     readiness.set(Some("models are loading".into()));
-    let draining = stop.child_token();
+    let host = Arc::new(Host {
+        name: config.host(),
+        broker: Arc::clone(&broker),
+        metrics,
+        memory: Memory::new(config.worker.memory.clone()),
+        board: Board::new(config.host()),
+        draining: stop.child_token(),
+    });
     let mut models = JoinSet::new();
-    for (package, device, count) in packages {
-        let serving = Serving {
-            broker: Arc::clone(&broker),
-            metrics: Arc::new(metrics.of_model(&package.manifest.name, &device.to_string())),
-            package: Arc::clone(&package),
-            device,
-            count,
-            host: host.clone(),
-            stop: draining.clone(),
-        };
-        let Some(ready) = stop.run_until_cancelled(serving.prepare()).await else {
+    let mut found = None;
+    let starting = async {
+        spawn_vital(
+            "reports",
+            &host.draining,
+            Arc::clone(&host.board).publish(Arc::clone(&broker), host.draining.clone()),
+        );
+        for fixed in plan.fixed {
+            fixed.serve(&host, &mut models).await?;
+        }
+        if !plan.from_registry.is_empty() {
+            found = Some(follow_registry(&config, &options, plan.from_registry, &host).await?);
+        }
+        anyhow::Ok(())
+    };
+    match stop.run_until_cancelled(starting).await {
+        Some(started) => started?,
+        None => {
+            host.draining.cancel();
             broker.close().await?;
             return Ok(Exit::Orderly);
-        };
-        let ready = ready?;
-        describe(&broker, &package, &draining).await?;
-        models.spawn(ready.serve());
-    }
-    readiness.set(None);
-    info!("ready");
-
-    let mut exit = Exit::Orderly;
-    let served = async {
-        while let Some(ended) = models.join_next().await {
-            match ended {
-                Ok(Ok(End::Drained)) => {}
-                Ok(Ok(End::Fault(_))) => exit = Exit::Fault,
-                Ok(Err(reason)) => {
-                    error!(reason = format!("{reason:#}"), "serving a model failed");
-                    exit = Exit::Fault;
-                }
-                Err(panic) => {
-                    error!(reason = %panic, "serving a model panicked");
-                    exit = Exit::Fault;
-                }
-            }
-            // One that cannot go on takes the others along: they drain.
-            readiness.set(Some("stopping".into()));
-            draining.cancel();
-        }
-    };
-    let deadline = async {
-        draining.cancelled().await;
-        readiness.set(Some("stopping".into()));
-        tokio::time::sleep(config.worker.drain_time).await;
-    };
-    tokio::select! {
-        () = served => {}
-        () = deadline => {
-            warn!(after = ?config.worker.drain_time, "batches still run at the end of the drain time; the broker redelivers them");
         }
     }
+    let exit = serve(&config, &host, &mut models, found, &readiness).await;
     if let Err(error) = broker.close().await {
         warn!(%error, "the broker connection did not close in order");
     }
@@ -137,22 +101,221 @@ pub async fn run(config: Config, stop: CancellationToken, listening: impl FnOnce
     Ok(exit)
 }
 
-/// Answers those who ask what the model takes and gives.
-async fn describe(broker: &Arc<dyn Broker>, package: &Package, stop: &CancellationToken) -> Result<()> {
-    let name = &package.manifest.name;
-    let mut questions = broker.listen(&describe_topic(name)).await.context("listening for questions about a model")?;
-    let description = bytes::Bytes::from(package.manifest.describe().to_string());
-    let token = stop.clone();
-    spawn_vital("describe", stop, async move {
-        while let Some(question) = token.run_until_cancelled(questions.next()).await {
-            if let Some(answer) = question?.answer {
-                // Whoever asked asks again.
-                if let Err(error) = answer.send(description.clone()).await {
-                    warn!(%error, "could not answer what a model takes");
+/// Serves until everything has drained.
+async fn serve(
+    config: &Config,
+    host: &Arc<Host>,
+    models: &mut JoinSet<Result<End>>,
+    mut found: Option<Following>,
+    readiness: &Readiness,
+) -> Exit {
+    let mut exit = Exit::Orderly;
+    let mut looked = found.as_ref().map(|following| following.looked.clone());
+    let ready = async {
+        if let Some(looked) = &mut looked {
+            // It fails only when the worker stops.
+            let _ = looked.wait_for(|looked| *looked).await;
+        }
+        // What waits or has failed is told by reports; it does not keep the others from serving.
+        host.board.wait_until(|model| model.state.is_settled() || model.state == State::Waiting).await;
+    };
+    let ready = async {
+        ready.await;
+        readiness.set(None);
+        info!("ready");
+        std::future::pending::<()>().await;
+    };
+    let deadline = async {
+        host.draining.cancelled().await;
+        readiness.set(Some("stopping".into()));
+        tokio::time::sleep(config.worker.drain_time).await;
+    };
+    tokio::pin!(ready, deadline);
+    while !(host.draining.is_cancelled() && models.is_empty()) {
+        let next_found = async {
+            match &mut found {
+                Some(following) => following.found.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = &mut deadline => {
+                warn!(after = ?config.worker.drain_time, "batches still run at the end of the drain time; the broker redelivers them");
+                break;
+            }
+            () = host.draining.cancelled(), if models.is_empty() => {}
+            next = next_found, if !host.draining.is_cancelled() => match (next, &found) {
+                (Some((model, revisions)), Some(following)) => {
+                    let deployment = following.deployment(host, model);
+                    models.spawn(deployment.follow(revisions));
                 }
+                _ => found = None,
+            },
+            Some(ended) = models.join_next() => {
+                match ended {
+                    Ok(Ok(End::Drained)) => {}
+                    Ok(Ok(End::Fault(_))) => exit = Exit::Fault,
+                    Ok(Err(reason)) => {
+                        error!(reason = format!("{reason:#}"), "serving a model failed");
+                        exit = Exit::Fault;
+                    }
+                    Err(panic) => {
+                        error!(reason = %panic, "serving a model panicked");
+                        exit = Exit::Fault;
+                    }
+                }
+                // One that cannot go on takes the others along: they drain.
+                host.draining.cancel();
+            }
+            () = &mut ready => {}
+        }
+    }
+    readiness.set(Some("stopping".into()));
+    exit
+}
+
+/// What a configuration asks for.
+struct Plan {
+    fixed: Vec<Fixed>,
+    from_registry: Vec<SlotConfig>,
+}
+
+/// A package that the configuration names: it does not change.
+struct Fixed {
+    package: Arc<Package>,
+    device: Device,
+    count: usize,
+}
+
+impl Plan {
+    fn of(slots: &[SlotConfig]) -> Result<Self> {
+        let mut plan = Plan { fixed: Vec::new(), from_registry: Vec::new() };
+        let mut names: Vec<ModelName> = Vec::new();
+        for slot in slots {
+            match slot.serves()? {
+                Served::Package(folder) => {
+                    let package = Package::open(folder)?;
+                    let device = match (slot.device()?, package.manifest.resources.device) {
+                        (Some(device), _) => device,
+                        (None, DeviceKind::Cpu) => Device::Cpu,
+                        (None, DeviceKind::Cuda) => Device::Cuda(0),
+                    };
+                    names.push(package.manifest.name.clone());
+                    plan.fixed.push(Fixed { package: Arc::new(package), device, count: slot.count });
+                }
+                Served::Model(model) => {
+                    names.push(model);
+                    plan.from_registry.push(slot.clone());
+                }
+                Served::All => plan.from_registry.push(slot.clone()),
             }
         }
+        names.sort();
+        match names.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => {
+                bail!(
+                    "two of `worker.slots` serve a model of the name `{}`: a worker serves one package of a model",
+                    pair[0]
+                )
+            }
+            None => Ok(plan),
+        }
+    }
+}
+
+impl Fixed {
+    /// Loads the package and serves it. One that cannot be served ends the worker: nobody could change that while it runs.
+    async fn serve(self, host: &Arc<Host>, models: &mut JoinSet<Result<End>>) -> Result<()> {
+        let Fixed { package, device, count } = self;
+        let manifest = &package.manifest;
+        let reservation: Reservation = host
+            .memory
+            .reserve(device, manifest.resources.memory_mib)
+            .map_err(|reason| anyhow::anyhow!("model `{}` cannot be served on {device}: {reason}", manifest.name))?;
+        let serving = Serving {
+            broker: Arc::clone(&host.broker),
+            metrics: Arc::new(host.metrics.of_model(&manifest.name, &device.to_string())),
+            package: Arc::clone(&package),
+            device,
+            count,
+            host: host.name.clone(),
+            stop: host.draining.clone(),
+        };
+        let ready = serving.prepare().await?;
+        let describing = Describing::start(&host.broker, &manifest.name, &host.draining).await?;
+        describing.set(manifest, true);
+        host.board.put(ModelReport {
+            model: manifest.name.clone(),
+            revision: None,
+            state: State::Ready,
+            reason: None,
+            serving: Some(manifest.version.clone()),
+            slots: count,
+        });
+        models.spawn(async move {
+            // Nobody tunes it.
+            let (_tuned, receiver) = watch::channel(package);
+            let end = ready.serve(receiver).await;
+            drop((describing, reservation));
+            end
+        });
         Ok(())
-    });
-    Ok(())
+    }
+}
+
+/// The registry, followed.
+struct Following {
+    found: mpsc::Receiver<Found>,
+    looked: watch::Receiver<bool>,
+    registry: sluice_registry::Registry,
+    cache: Arc<Cache>,
+    named: BTreeMap<ModelName, SlotConfig>,
+    /// For models that nobody named.
+    others: Option<SlotConfig>,
+}
+
+impl Following {
+    fn deployment(&self, host: &Arc<Host>, model: ModelName) -> Deployment {
+        let slot = self.named.get(&model).or(self.others.as_ref());
+        Deployment {
+            host: Arc::clone(host),
+            registry: self.registry.clone(),
+            cache: Arc::clone(&self.cache),
+            device: slot.and_then(|slot| slot.device().ok().flatten()),
+            count: slot.map_or(1, |slot| slot.count),
+            model,
+        }
+    }
+}
+
+async fn follow_registry(
+    config: &Config,
+    options: &sluice_broker::Options,
+    slots: Vec<SlotConfig>,
+    host: &Arc<Host>,
+) -> Result<Following> {
+    let registry = sluice_registry::open(&config.registry, options).await.context("cannot open the registry")?;
+    info!(url = registry.url(), "following the registry");
+    let mut named = BTreeMap::new();
+    let mut others = None;
+    for slot in slots {
+        match slot.serves()? {
+            Served::Model(model) => _ = named.insert(model, slot),
+            _ => others = Some(slot),
+        }
+    }
+    // Whoever finds many at once waits until each is taken.
+    let (sender, found) = mpsc::channel(16);
+    let (look, looked) = watch::channel(false);
+    let directory = Directory {
+        registry: registry.clone(),
+        broker: Arc::clone(&host.broker),
+        poll: config.worker.registry_poll,
+        all: others.is_some(),
+        found: sender,
+    };
+    let following = directory.follow(named.keys().cloned().collect(), look, host.draining.clone());
+    spawn_vital("registry", &host.draining, following);
+    let cache = Arc::new(Cache::new(config.worker.cache_folder(), config.worker.cache_mib * 1024 * 1024));
+    Ok(Following { found, looked, registry, cache, named, others })
 }

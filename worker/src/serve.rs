@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use sluice_core::broker::{Broker, Consumer, Delivery, Limited};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::engine::Device;
 use crate::metrics::ModelMetrics;
 use crate::package::Package;
+use crate::reply::Replier;
 use crate::slot::{self, Finished, Slot};
 use crate::station::Station;
 
@@ -52,16 +53,27 @@ pub struct Ready {
 }
 
 impl Serving {
+    /// What ends its requests.
+    pub fn replier(&self) -> Replier {
+        Replier {
+            broker: Arc::clone(&self.broker),
+            model: self.package.manifest.name.clone(),
+            limits: self.package.manifest.limits.clone(),
+            host: self.host.clone(),
+            metrics: Arc::clone(&self.metrics),
+        }
+    }
+
     /// Loads the model, warms it up, and makes its queue: a model that cannot be served takes no requests.
     pub async fn prepare(self) -> Result<Ready> {
         let manifest = &self.package.manifest;
-        self.metrics.set_slots(self.count, 0, 0, 0);
+        let mut loading = self.metrics.slots();
+        loading.set(self.count, 0, 0);
         let began = Instant::now();
         // Unbounded, but never more in it than batches handed out: two per slot.
         let (sender, finished) = mpsc::unbounded_channel();
         let slots = slot::start_all(&self.package, self.device, self.count, &sender)
             .await
-            .inspect_err(|_| self.metrics.set_slots(0, 0, 0, self.count))
             .with_context(|| format!("model `{}` cannot be served on {}", manifest.name, self.device))?;
         let limited = self
             .broker
@@ -78,8 +90,13 @@ impl Serving {
 }
 
 impl Ready {
-    /// Serves until told to stop, or until the process is of no more use.
-    pub async fn serve(self) -> Result<End> {
+    /// Cancelled to drain.
+    pub fn stop(&self) -> CancellationToken {
+        self.serving.stop.clone()
+    }
+
+    /// Serves until told to stop, or until the process is of no more use. `tuned` is the package with other limits.
+    pub async fn serve(self, mut tuned: watch::Receiver<Arc<Package>>) -> Result<End> {
         let Ready { serving, slots, mut finished } = self;
         let (broker, stop) = (Arc::clone(&serving.broker), serving.stop.clone());
         let name = serving.package.manifest.name.clone();
@@ -100,6 +117,12 @@ impl Ready {
                 () = stop.cancelled(), if consumer.is_some() => station.drain(consumer.take()).await,
                 Some(done) = finished.recv() => {
                     station.finish(done);
+                    if let Some(consumer) = &mut consumer {
+                        consumer.set_credit(station.credit());
+                    }
+                }
+                Ok(()) = tuned.changed() => {
+                    station.tune(Arc::clone(&tuned.borrow_and_update()));
                     if let Some(consumer) = &mut consumer {
                         consumer.set_credit(station.credit());
                     }
@@ -134,6 +157,9 @@ impl Ready {
         }
         station.replying.close();
         station.replying.wait().await;
+        if matches!(end, End::Drained) {
+            station.unload().await;
+        }
         Ok(end)
     }
 }

@@ -4,12 +4,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use sluice_core::codec::{self, ContentType};
-use sluice_core::{InferRequest, InferResponse, Manifest, RequestId, Tensor};
+use sluice_core::{InferRequest, InferResponse, RequestId, Tensor};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::engine::{self, Blame, Device, EngineError, Gathered, Model, run_requests};
@@ -41,6 +42,8 @@ pub enum Becomes {
 pub struct Work {
     /// The number under which its tickets are kept.
     pub batch: u64,
+    /// As it was when the batch was cut: a model may be tuned while it serves.
+    pub package: Arc<Package>,
     pub jobs: Vec<Job>,
     /// Its tensors, if they were filled while the batch before it ran.
     pub gathered: Option<Gathered>,
@@ -62,6 +65,7 @@ pub struct Slot {
     work: Sender<Work>,
     model: Arc<dyn Model>,
     clock: Arc<Clock>,
+    thread: JoinHandle<()>,
 }
 
 /// When the current execution began, readable from outside the thread.
@@ -105,7 +109,7 @@ pub async fn start_all(
         finished: finished.clone(),
         clock: Arc::clone(&clock),
     };
-    thread.start(move |package| {
+    let thread = thread.start(move |package| {
         let model = catch_unwind(AssertUnwindSafe(|| engine::load(package, device)))
             .unwrap_or_else(|_| Err(EngineError::new(Blame::Process, "the engine panicked while loading")));
         let own = model.as_ref().ok().map(Arc::clone);
@@ -114,7 +118,7 @@ pub async fn start_all(
         own
     })?;
     let model = model.await.context("the slot's thread ended while loading")??;
-    let mut slots = vec![Slot { work, model: Arc::clone(&model), clock }];
+    let mut slots = vec![Slot { work, model: Arc::clone(&model), clock, thread }];
     for index in 1..count {
         let (work, receiver) = channel();
         let clock = Arc::new(Clock { base: Instant::now(), started: AtomicU64::new(0) });
@@ -126,8 +130,8 @@ pub async fn start_all(
             clock: Arc::clone(&clock),
         };
         let own = Arc::clone(&model);
-        thread.start(move |_| Some(own))?;
-        slots.push(Slot { work, model: Arc::clone(&model), clock });
+        let thread = thread.start(move |_| Some(own))?;
+        slots.push(Slot { work, model: Arc::clone(&model), clock, thread });
     }
     Ok(slots)
 }
@@ -151,6 +155,11 @@ impl Slot {
         });
     }
 
+    /// Ends the slot after what it was given, and hands out its thread to be waited for. The last slot's end unloads the model.
+    pub fn end(self) -> JoinHandle<()> {
+        self.thread
+    }
+
     /// How long the current execution has run.
     pub fn running_for(&self) -> Option<Duration> {
         self.clock.running_for()
@@ -166,7 +175,7 @@ struct Thread {
 }
 
 impl Thread {
-    fn start(self, model: impl FnOnce(&Package) -> Option<Arc<dyn Model>> + Send + 'static) -> Result<()> {
+    fn start(self, model: impl FnOnce(&Package) -> Option<Arc<dyn Model>> + Send + 'static) -> Result<JoinHandle<()>> {
         let name = format!("slot-{}-{}", self.package.manifest.name, self.index);
         let threads = self.package.manifest.resources.threads;
         let body = move || {
@@ -175,8 +184,7 @@ impl Thread {
                 self.serve(&model);
             }
         };
-        std::thread::Builder::new().name(name).stack_size(STACK).spawn(body).context("cannot start a slot's thread")?;
-        Ok(())
+        std::thread::Builder::new().name(name).stack_size(STACK).spawn(body).context("cannot start a slot's thread")
     }
 
     fn serve(&self, model: &Arc<dyn Model>) {
@@ -186,7 +194,7 @@ impl Thread {
             let count = work.jobs.len();
             let mut executions = Vec::with_capacity(1);
             let run = catch_unwind(AssertUnwindSafe(|| {
-                execute(model, &self.package.manifest, work, &mut |rows| {
+                execute(model, work, &mut |rows| {
                     executions.push(rows);
                     self.clock.start();
                 })
@@ -204,13 +212,9 @@ impl Thread {
     }
 }
 
-fn execute(
-    model: &Arc<dyn Model>,
-    manifest: &Manifest,
-    work: Work,
-    note: &mut dyn FnMut(usize),
-) -> Vec<Result<Bytes, EngineError>> {
+fn execute(model: &Arc<dyn Model>, work: Work, note: &mut dyn FnMut(usize)) -> Vec<Result<Bytes, EngineError>> {
     let inputs: Vec<&[Tensor]> = work.jobs.iter().map(|job| job.inputs.as_slice()).collect();
+    let manifest = &work.package.manifest;
     let outcomes = run_requests(model, &inputs, work.gathered, manifest.batching.max_rows, note);
     let encode = |(job, outcome): (&Job, Result<Vec<Tensor>, EngineError>)| {
         let mut outputs = outcome?;

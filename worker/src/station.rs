@@ -14,8 +14,10 @@ use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use crate::batcher::{Batcher, Entry, Next, Policy, Room};
-use crate::engine::{Blame, EngineError};
+use crate::engine::{self, Blame, EngineError};
 use crate::intake::{self, Rejection, Request, Ticket};
+use crate::metrics::SlotsGauge;
+use crate::package::Package;
 use crate::reply::{Replier, Verdict};
 use crate::serve::Serving;
 use crate::slot::{Becomes, Finished, Job, Slot, Work};
@@ -32,6 +34,7 @@ pub struct Station {
     serving: Serving,
     replier: Arc<Replier>,
     slots: Vec<(Slot, Load)>,
+    slots_gauge: SlotsGauge,
     batcher: Batcher<Request>,
     /// What slots run now or next, by batch.
     running: HashMap<u64, Running>,
@@ -62,16 +65,10 @@ impl Station {
             max_delay: manifest.batching.max_delay,
             row_time: Duration::ZERO,
         };
-        let replier = Arc::new(Replier {
-            broker: Arc::clone(&serving.broker),
-            model: manifest.name.clone(),
-            limits: manifest.limits.clone(),
-            host: serving.host.clone(),
-            metrics: Arc::clone(&serving.metrics),
-        });
         Self {
+            replier: Arc::new(serving.replier()),
+            slots_gauge: serving.metrics.slots(),
             serving,
-            replier,
             slots: slots.into_iter().map(|slot| (slot, 0)).collect(),
             batcher: Batcher::new(policy),
             running: HashMap::new(),
@@ -82,6 +79,22 @@ impl Station {
             seconds_per_row: 0.0,
             fault: None,
         }
+    }
+
+    /// The same model with other limits: what waits is batched by the new ones, what runs ends by the old ones.
+    pub fn tune(&mut self, package: Arc<Package>) {
+        self.batcher.set_limits(package.manifest.batching.max_rows, package.manifest.batching.max_delay);
+        self.serving.package = package;
+        self.replier = Arc::new(self.serving.replier());
+    }
+
+    /// Ends the slots, which are idle, and waits until the model is unloaded.
+    pub async fn unload(self) {
+        let threads: Vec<_> = self.slots.into_iter().map(|(slot, _)| slot.end()).collect();
+        // A panic in a slot was answered as a failure of its batch.
+        let joined = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| _ = thread.join()));
+        _ = joined.await;
+        engine::release_memory();
     }
 
     pub fn model(&self) -> &str {
@@ -190,7 +203,7 @@ impl Station {
             tickets.push(request.ticket);
         }
         self.running.insert(batch, Running { slot, tickets, rows });
-        let work = Work { batch, jobs, gathered: None };
+        let work = Work { batch, package: Arc::clone(&self.serving.package), jobs, gathered: None };
         let (target, load) = &mut self.slots[slot];
         *load += 1;
         match room {
@@ -289,8 +302,8 @@ impl Station {
         self.fault = Some(reason);
     }
 
-    fn note_slots(&self) {
+    fn note_slots(&mut self) {
         let busy = self.slots.iter().filter(|(_, load)| *load > 0).count();
-        self.serving.metrics.set_slots(0, self.slots.len() - busy, busy, 0);
+        self.slots_gauge.set(0, self.slots.len() - busy, busy);
     }
 }

@@ -83,6 +83,14 @@ impl Server {
         }
     }
 
+    /// Which broker it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Server::Nats(_) => Kind::Nats,
+            Server::RabbitMq(_) | Server::VirtualHost(_) => Kind::RabbitMq,
+        }
+    }
+
     /// The URL that clients connect to.
     pub fn url(&self) -> String {
         match self {

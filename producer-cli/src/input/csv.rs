@@ -9,7 +9,7 @@ use sluice_core::codec;
 
 use super::{Field, Item, Reading, Rows};
 use crate::cli::Header;
-use crate::model::InputSpec;
+use crate::takes::InputSpec;
 
 pub(super) fn rows(reader: Box<dyn Read + Send>, reading: &Reading) -> Result<Rows> {
     let mut records = ReaderBuilder::new()

@@ -8,7 +8,7 @@ use serde_json::Value;
 use sluice_core::codec;
 
 use super::{Field, Item, Reading, Rows};
-use crate::model::InputSpec;
+use crate::takes::InputSpec;
 
 /// A line without an end would otherwise be read into memory whole.
 const LONGEST_LINE: u64 = 64 * 1024 * 1024;

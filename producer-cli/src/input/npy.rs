@@ -10,7 +10,7 @@ use npyz::{DType, NpyHeader, Order};
 use sluice_core::{Datatype, Tensor, codec};
 
 use super::{Field, Item, Reading, Rows};
-use crate::model::InputSpec;
+use crate::takes::InputSpec;
 
 /// An array that is read row by row.
 struct Array<R> {

@@ -11,7 +11,7 @@ use sluice_core::{InferRequest, Tensor};
 use tokio::sync::mpsc;
 
 use crate::input::{Field, Reading};
-use crate::model::InputSpec;
+use crate::takes::InputSpec;
 
 /// Messages read ahead: enough to keep the window filled.
 const READ_AHEAD: usize = 64;

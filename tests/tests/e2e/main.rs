@@ -4,6 +4,7 @@ mod answers;
 mod engine;
 mod faults;
 mod files;
+mod models;
 mod operations;
 
 use xtask::broker::Kind;
@@ -36,6 +37,18 @@ on_each_broker! {
         a_version_that_is_not_served_and_a_lost_way_back_are_told,
         a_durable_answer_is_there_for_whoever_comes_later,
         a_pipeline_goes_through_each_model_and_a_failure_ends_it;
+    models:
+        a_model_is_deployed_started_stopped_and_started_again,
+        versions_change_back_and_forth_under_load_without_a_failed_request,
+        a_version_that_does_not_load_leaves_the_old_one_serving,
+        a_profile_applies_without_a_reload,
+        a_stopped_model_refuses_if_its_profile_says_so,
+        undeploying_drains_and_answers_what_waits,
+        a_request_may_name_a_version,
+        a_lost_signal_is_made_up_for_by_the_slow_look,
+        an_archive_carries_models_to_another_registry,
+        a_version_that_does_not_fit_beside_the_old_one_waits,
+        a_version_that_does_not_fit_may_replace_the_old_one_and_back;
     files:
         digits_from_a_file_are_recognised_in_order,
         failed_rows_go_to_their_own_file_with_line_and_reason,

@@ -1,0 +1,98 @@
+//! What every command of `sluice model` works with: the registry, the broker, and a voice.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use sluice_core::broker::Limited;
+use sluice_core::manifest::Profile;
+use sluice_core::report::REVISED;
+use sluice_core::{Broker, BrokerError, ModelName};
+use sluice_registry::{Action, Change, Location, Registry, Revision};
+
+use super::cli::Model;
+use crate::cli::Global;
+use crate::common;
+
+pub struct Desk {
+    pub registry: Registry,
+    pub broker: Arc<dyn Broker>,
+    pub json: bool,
+}
+
+impl Desk {
+    pub async fn open(global: &Global, options: &Model) -> Result<Self> {
+        let broker = common::connect(global).await?;
+        let location = Location::new(options.registry.clone().unwrap_or_default());
+        let registry = sluice_registry::open(&location, &common::options(global)).await.context("--registry")?;
+        Ok(Self { registry, broker, json: options.json })
+    }
+
+    /// A line for people; machines get one object at the end.
+    pub fn say(&self, text: impl std::fmt::Display) {
+        if !self.json {
+            println!("{text}");
+        }
+    }
+
+    /// Progress over some bytes, on standard error.
+    pub fn bytes(&self, total: u64, what: &'static str) -> ProgressBar {
+        let template = "{msg} {bar:32} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+        self.bar(Some(total), template, what)
+    }
+
+    /// Progress of something whose end is not known.
+    pub fn spinner(&self, what: &'static str) -> ProgressBar {
+        self.bar(None, "{spinner} {msg} {elapsed}", what)
+    }
+
+    fn bar(&self, total: Option<u64>, template: &str, what: &'static str) -> ProgressBar {
+        let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr_with_hz(8));
+        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_message(what);
+        bar.enable_steady_tick(Duration::from_millis(250));
+        bar
+    }
+
+    /// Writes the next revision and tells the hosts.
+    pub async fn append(&self, model: &ModelName, newest: Option<&Revision>, change: Change) -> Result<Revision> {
+        let revision = self.registry.append(model, newest, change).await?;
+        if revision.started {
+            // So that requests can wait for the first host.
+            let manifest = self.registry.effective(model, &revision.version, &revision.profile).await?;
+            match self.broker.ensure_queue(model, &manifest.queue_limits()).await {
+                Ok(Limited::AsAsked) => {}
+                Ok(Limited::AsConfigured(reason)) => {
+                    eprintln!("note: the queue's limits are the broker's own: {reason}")
+                }
+                Err(BrokerError::Denied(reason)) => {
+                    eprintln!("note: you may not make the queue, the first worker will: {reason}");
+                }
+                Err(error) => return Err(error).context("the revision is written, but its queue could not be made"),
+            }
+        }
+        self.tell(model).await;
+        Ok(revision)
+    }
+
+    /// Tells the hosts that something changed. Without it they find out by themselves, later.
+    pub async fn tell(&self, model: &ModelName) {
+        if let Err(error) = self.broker.signal(REVISED, Bytes::copy_from_slice(model.as_str().as_bytes())).await {
+            eprintln!("note: the hosts could not be told, and will find out at their next look: {error}");
+        }
+    }
+}
+
+/// A change of a revision: what is not named stays.
+pub fn change(action: Action, version: &str, started: bool, profile: Profile) -> Change {
+    Change { by: author(), action, version: version.to_owned(), started, profile }
+}
+
+/// `user@machine`.
+fn author() -> String {
+    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "somebody".into());
+    let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{user}@{}", machine.trim())
+}

@@ -1,0 +1,60 @@
+//! What hosts say of themselves, gathered by asking all at once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use bytes::Bytes;
+use sluice_core::ModelName;
+use sluice_core::broker::{Broker, Signals};
+use sluice_core::report::{ModelReport, REPORT_NOW, REPORTS, Report};
+
+/// How long hosts may take to report when asked.
+const PATIENCE: Duration = Duration::from_millis(400);
+
+/// The newest report of each host.
+pub struct Hosts {
+    signals: Box<dyn Signals>,
+    reports: BTreeMap<String, Report>,
+}
+
+impl Hosts {
+    /// Begins to listen, and asks all hosts to report.
+    pub async fn ask(broker: &Arc<dyn Broker>) -> Result<Self> {
+        let signals = broker.listen(REPORTS).await?;
+        broker.signal(REPORT_NOW, Bytes::new()).await?;
+        Ok(Self { signals, reports: BTreeMap::new() })
+    }
+
+    /// All that report in the next moment.
+    pub async fn gather(broker: &Arc<dyn Broker>) -> Result<Self> {
+        let mut hosts = Self::ask(broker).await?;
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while let Ok(next) = tokio::time::timeout_at(deadline, hosts.next()).await {
+            next?;
+        }
+        Ok(hosts)
+    }
+
+    /// Waits for the next report.
+    pub async fn next(&mut self) -> Result<()> {
+        loop {
+            let signal = self.signals.next().await?;
+            // What is no report is not for us.
+            if let Ok(report) = serde_json::from_slice::<Report>(&signal.payload) {
+                self.reports.insert(report.host.clone(), report);
+                return Ok(());
+            }
+        }
+    }
+
+    /// What the hosts say of one model.
+    pub fn of(&self, model: &ModelName) -> Vec<(&str, &ModelReport)> {
+        let reports = self.reports.values();
+        let found = reports.flat_map(|report| {
+            report.models.iter().filter(|found| found.model == *model).map(|found| (report.host.as_str(), found))
+        });
+        found.collect()
+    }
+}

@@ -1,0 +1,149 @@
+//! Removing a model. It drains first; what still waits in its queue is answered that the model is gone, so that nothing that was
+//! accepted is lost.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use indicatif::HumanBytes;
+use serde_json::json;
+use sluice_core::broker::{BrokerError, Death, Delivery, QueueLimits, Reply, Settlement};
+use sluice_core::clock::unix_ms;
+use sluice_core::{ErrorCode, Failure, ModelName, codec};
+use sluice_registry::{Action, Revision};
+
+use super::cli::Undeploy;
+use super::desk::{Desk, change};
+use super::wait::{Verdict, until_done};
+use crate::{common, exit};
+
+/// Requests that are taken at once to be refused.
+const CREDIT: usize = 64;
+/// A queue from which nothing came for so long, and that says it is empty, is.
+const QUIET: Duration = Duration::from_millis(500);
+
+pub async fn run(desk: &Desk, options: Undeploy) -> Result<ExitCode> {
+    let model = &options.model;
+    let newest = desk.registry.deployed(model).await?;
+    if newest.started && !options.force {
+        bail!(
+            "model `{model}` is started: `sluice model stop {model}` first, or --force, which lets it drain and removes it"
+        );
+    }
+    let versions = desk.registry.versions(model).await?;
+    let size = HumanBytes(desk.registry.size(model).await?);
+    let waiting = waiting(desk, model).await?;
+    if !options.yes {
+        let requests = match waiting {
+            Some(0) | None => String::new(),
+            Some(count) => format!(", and its queue; its {count} waiting requests are answered UNAVAILABLE"),
+        };
+        let what = format!(
+            "this removes model `{model}`: {} versions ({size}), {} revisions{requests}. It cannot be undone; `sluice model export` keeps a \
+             copy. Go on?",
+            versions.len(),
+            newest.number
+        );
+        if !common::confirm(&what)? {
+            desk.say("nothing is changed");
+            return Ok(ExitCode::from(exit::SOME_FAILED));
+        }
+    }
+    if newest.started {
+        drain(desk, model, &newest, options.wait_time).await?;
+    }
+    desk.registry.remove(model).await?;
+    desk.tell(model).await;
+    let refused = match waiting {
+        Some(_) => empty_queue(desk, model).await?,
+        None => 0,
+    };
+    desk.say(format_args!(
+        "model `{model}` is removed{}",
+        match refused {
+            0 => String::new(),
+            count => format!("; {count} requests that waited were answered UNAVAILABLE"),
+        }
+    ));
+    if desk.json {
+        println!("{}", json!({ "model": model, "removed": true, "refused": refused }));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Requests in the queue; `None` if there is no queue.
+async fn waiting(desk: &Desk, model: &ModelName) -> Result<Option<u64>> {
+    match desk.broker.depth(model).await {
+        Ok(lanes) => Ok(Some(lanes.into_iter().filter_map(|lane| lane.ready.known()).sum())),
+        Err(BrokerError::UnknownModel(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn drain(desk: &Desk, model: &ModelName, newest: &Revision, limit: Duration) -> Result<()> {
+    let change = change(Action::Stop, &newest.version, false, newest.profile.clone());
+    let stopped = desk.append(model, Some(newest), change).await?;
+    match until_done(desk, model, stopped.number, limit).await? {
+        // Without hosts there is nothing to drain.
+        (Verdict::Done | Verdict::Nobody, _) => Ok(()),
+        (verdict, _) => {
+            bail!("model `{model}` is stopped, but has not drained within {limit:?} ({verdict:?}): it is not removed")
+        }
+    }
+}
+
+/// Closes the queue, answers what is in it, and removes it.
+async fn empty_queue(desk: &Desk, model: &ModelName) -> Result<u64> {
+    _ = desk.broker.ensure_queue(model, &QueueLimits::closed()).await.context("cannot close the queue")?;
+    let bar = desk.spinner("answering what still waits");
+    let mut consumer = desk.broker.consume(model, CREDIT).await.context("cannot empty the queue")?;
+    let mut refused = 0;
+    loop {
+        match tokio::time::timeout(QUIET, consumer.next()).await {
+            Ok(delivery) => {
+                refuse(desk, model, delivery?).await?;
+                refused += 1;
+                bar.set_message(format!("answered {refused} that still waited"));
+            }
+            Err(_) => {
+                let lanes = desk.broker.depth(model).await?;
+                let left = |reading: sluice_core::broker::Reading<u64>| reading.known().unwrap_or(0);
+                if lanes.into_iter().map(|lane| left(lane.ready) + left(lane.in_flight)).sum::<u64>() == 0 {
+                    break;
+                }
+            }
+        }
+    }
+    consumer.stop().await;
+    bar.finish_and_clear();
+    desk.broker.remove_queue(model).await.context("cannot remove the queue")?;
+    Ok(refused)
+}
+
+async fn refuse(desk: &Desk, model: &ModelName, delivery: Delivery) -> Result<()> {
+    let failure =
+        Failure::new(ErrorCode::Unavailable, format!("model `{model}` was undeployed before this was answered"));
+    let (id, reply_to, content_type, traceparent) = match delivery.envelope {
+        Ok(envelope) => (Some(envelope.id), envelope.reply_to, envelope.content_type, envelope.traceparent),
+        Err(malformed) => (malformed.id, malformed.reply_to, malformed.content_type, None),
+    };
+    let told = match (&id, &reply_to) {
+        (Some(id), Some(to)) => {
+            let body = codec::encode_failure(content_type, id.as_str(), &failure);
+            let reply = Reply { id: id.clone(), error: Some(failure.code), content_type, body, traceparent };
+            desk.broker.reply(to, &reply).await.is_ok()
+        }
+        _ => false,
+    };
+    let settlement = match told {
+        true => Settlement::Done,
+        false => Settlement::Dead(Death {
+            code: failure.code,
+            reason: failure.message,
+            attempts: delivery.charged,
+            host: "sluice model undeploy".into(),
+            at: unix_ms(),
+        }),
+    };
+    Ok(delivery.hold.settle(settlement).await?)
+}

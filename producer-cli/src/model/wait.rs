@@ -1,0 +1,187 @@
+//! Waiting until the hosts have done as a revision says: `judge` decides, `until_done` listens.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use sluice_core::ModelName;
+use sluice_core::report::{ModelReport, State};
+use sluice_registry::Revision;
+
+use super::cli::Waiting;
+use super::desk::Desk;
+use super::hosts::Hosts;
+
+/// How far the hosts have come with a revision.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// No host has said that it runs the model.
+    Nobody,
+    /// Some are at it: how many of how many have done it.
+    Pending(usize, usize),
+    /// All have done it.
+    Done,
+    /// All have settled, and some could not: each with its reason.
+    Failed(Vec<String>),
+    /// A newer revision counts.
+    Overtaken(u64),
+}
+
+/// Judges by what the hosts say.
+pub fn judge(wanted: u64, reports: &[(&str, &ModelReport)]) -> Verdict {
+    let reports: Vec<_> =
+        reports.iter().filter_map(|(host, report)| Some((*host, report.revision?, *report))).collect();
+    if reports.is_empty() {
+        return Verdict::Nobody;
+    }
+    if let Some((_, newer, _)) = reports.iter().find(|(_, revision, _)| *revision > wanted) {
+        return Verdict::Overtaken(*newer);
+    }
+    let settled = |(_, revision, report): &&(&str, u64, &ModelReport)| *revision == wanted && report.state.is_settled();
+    let done = reports.iter().filter(settled).count();
+    if done < reports.len() {
+        return Verdict::Pending(done, reports.len());
+    }
+    let failed = reports.iter().filter(|(_, _, report)| report.state == State::Failed);
+    let reasons: Vec<String> = failed
+        .map(|(host, _, report)| format!("{host}: {}", report.reason.as_deref().unwrap_or("no reason given")))
+        .collect();
+    if reasons.is_empty() { Verdict::Done } else { Verdict::Failed(reasons) }
+}
+
+/// Reports a change that was written, and if asked to, waits until the hosts have done it. Ends with what is true then.
+pub async fn conclude(desk: &Desk, model: &ModelName, revision: &Revision, waiting: Waiting) -> Result<ExitCode> {
+    let state = if revision.started { "started" } else { "stopped" };
+    desk.say(format_args!("model `{model}`: revision {}, version {}, {state}", revision.number, revision.version));
+    let verdict = match waiting.wait {
+        true => Some(until_done(desk, model, revision.number, waiting.wait_time).await?),
+        false => None,
+    };
+    let (code, words) = match &verdict {
+        None => (ExitCode::SUCCESS, None),
+        Some((Verdict::Done, hosts)) => {
+            let what = if revision.started { "ready" } else { "stopped" };
+            (ExitCode::SUCCESS, Some(format!("{what} on {}", named(hosts))))
+        }
+        Some((Verdict::Nobody, _)) => (
+            ExitCode::FAILURE,
+            Some(
+                "no worker has taken it up: start one whose configuration has `[[worker.slots]]` with `model = \"*\"` or this model's \
+                 name; the revision is written and stands"
+                    .into(),
+            ),
+        ),
+        Some((Verdict::Pending(done, all), hosts)) => {
+            let waits: Vec<String> = hosts
+                .iter()
+                .filter(|host| host["done"] != true)
+                .map(|host| {
+                    let reason = host["reason"].as_str().map(|reason| format!(": {reason}")).unwrap_or_default();
+                    format!("{} is {}{reason}", host["host"].as_str().unwrap_or_default(), host["state"].as_str().unwrap_or_default())
+                })
+                .collect();
+            (ExitCode::FAILURE, Some(format!("{done} of {all} hosts have done it so far; {}", waits.join("; "))))
+        }
+        Some((Verdict::Failed(reasons), hosts)) => {
+            let serving: Vec<&str> = hosts.iter().filter_map(|host| host["serving"].as_str()).collect();
+            let still = serving.first().map(|version| format!("\nversion {version} still serves")).unwrap_or_default();
+            (ExitCode::FAILURE, Some(format!("it failed on {}{still}", reasons.join("\n  "))))
+        }
+        Some((Verdict::Overtaken(newer), _)) => {
+            (ExitCode::FAILURE, Some(format!("revision {newer} came meanwhile: that one counts")))
+        }
+    };
+    if desk.json {
+        let hosts = verdict.as_ref().map(|(_, hosts)| hosts.clone());
+        println!(
+            "{}",
+            json!({ "model": model, "revision": revision, "hosts": hosts, "done": verdict.map(|(verdict, _)| verdict == Verdict::Done), "message": words })
+        );
+    } else if let Some(words) = words {
+        match code == ExitCode::SUCCESS {
+            true => println!("{words}"),
+            false => eprintln!("error: {words}"),
+        }
+    }
+    Ok(code)
+}
+
+fn named(hosts: &[Value]) -> String {
+    let names: Vec<&str> = hosts.iter().filter_map(|host| host["host"].as_str()).collect();
+    match names.len() {
+        1 => names[0].to_owned(),
+        count => format!("{count} hosts: {}", names.join(", ")),
+    }
+}
+
+/// Waits until all hosts have settled; the verdict when that is so, or when the time is over, and what each host said last.
+pub async fn until_done(desk: &Desk, model: &ModelName, wanted: u64, limit: Duration) -> Result<(Verdict, Vec<Value>)> {
+    let bar = desk.spinner("waiting for hosts");
+    let deadline = tokio::time::Instant::now() + limit;
+    // Hosts that report a moment later must be heard before anything is done.
+    let mut hosts = Hosts::gather(&desk.broker).await?;
+    loop {
+        let verdict = judge(wanted, &hosts.of(model));
+        match &verdict {
+            Verdict::Nobody => bar.set_message("waiting for a worker that takes it up"),
+            Verdict::Pending(done, all) => bar.set_message(format!("{done} of {all} hosts have done it")),
+            _ => {
+                bar.finish_and_clear();
+                return Ok((verdict, as_json(wanted, &hosts.of(model))));
+            }
+        }
+        match tokio::time::timeout_at(deadline, hosts.next()).await {
+            Ok(next) => next?,
+            Err(_) => {
+                bar.finish_and_clear();
+                return Ok((verdict, as_json(wanted, &hosts.of(model))));
+            }
+        }
+    }
+}
+
+fn as_json(wanted: u64, reports: &[(&str, &ModelReport)]) -> Vec<Value> {
+    let one = |(host, report): &(&str, &ModelReport)| {
+        let done = report.revision == Some(wanted) && report.state.is_settled() && report.state != State::Failed;
+        json!({ "host": host, "state": report.state, "reason": report.reason, "serving": report.serving,
+            "revision": report.revision, "slots": report.slots, "done": done })
+    };
+    reports.iter().map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(revision: u64, state: State) -> ModelReport {
+        let reason = (state == State::Failed).then(|| "it does not load".to_owned());
+        ModelReport {
+            model: "m".parse().expect("a name"),
+            revision: Some(revision),
+            state,
+            reason,
+            serving: None,
+            slots: 1,
+        }
+    }
+
+    #[test]
+    fn it_is_done_when_every_host_has_settled_at_the_revision() {
+        let (old, loading, ready) = (report(1, State::Ready), report(2, State::Loading), report(2, State::Ready));
+        let (failed, newer) = (report(2, State::Failed), report(3, State::Ready));
+        let cases = [
+            (vec![], Verdict::Nobody),
+            (vec![("a", &old)], Verdict::Pending(0, 1)),
+            (vec![("a", &ready), ("b", &old)], Verdict::Pending(1, 2)),
+            (vec![("a", &ready), ("b", &loading)], Verdict::Pending(1, 2)),
+            (vec![("a", &ready), ("b", &ready)], Verdict::Done),
+            (vec![("a", &failed), ("b", &loading)], Verdict::Pending(1, 2)),
+            (vec![("a", &failed), ("b", &ready)], Verdict::Failed(vec!["a: it does not load".into()])),
+            (vec![("a", &ready), ("b", &newer)], Verdict::Overtaken(3)),
+        ];
+        for (reports, verdict) in cases {
+            assert_eq!(judge(2, &reports), verdict, "{reports:?}");
+        }
+    }
+}

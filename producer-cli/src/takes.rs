@@ -1,0 +1,171 @@
+//! What a model takes: told by a worker that serves it, or by `--takes`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use serde::Deserialize;
+use sluice_core::manifest::WhileStopped;
+use sluice_core::names::describe_topic;
+use sluice_core::{Broker, BrokerError, Datatype, ModelName};
+
+use crate::cli::Takes;
+
+/// How long a worker may take to tell.
+const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// An input of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InputSpec {
+    pub name: String,
+    pub datatype: Datatype,
+    /// The sizes beyond the rows; `None` where they vary.
+    pub sizes: Vec<Option<usize>>,
+}
+
+impl InputSpec {
+    /// How many values a row has, if that is fixed.
+    pub fn values_per_row(&self) -> Option<usize> {
+        self.sizes.iter().copied().product()
+    }
+
+    /// The shape of a row of so many values.
+    pub fn row_shape(&self, values: usize) -> Result<Vec<i64>, String> {
+        let known: usize = self.sizes.iter().flatten().product();
+        let varying = self.sizes.iter().filter(|size| size.is_none()).count();
+        let fits = match varying {
+            0 => known == values,
+            1 => known > 0 && values > 0 && values.is_multiple_of(known),
+            _ => return Err(format!("input `{}` has several sizes that vary: use JSON Lines", self.name)),
+        };
+        if !fits {
+            return Err(format!("{values} values for input `{}` ({})", self.name, self.signature()));
+        }
+        Ok(self.sizes.iter().map(|size| size.unwrap_or(values / known.max(1)) as i64).collect())
+    }
+
+    /// `FP32, 64 per row`.
+    pub fn signature(&self) -> String {
+        let sizes: Vec<_> = self.sizes.iter().map(|size| size.map_or("?".into(), |size| size.to_string())).collect();
+        if sizes.is_empty() {
+            format!("{}, one value per row", self.datatype)
+        } else {
+            format!("{}, {} per row", self.datatype, sizes.join("x"))
+        }
+    }
+}
+
+/// What is known of a model.
+#[derive(Debug)]
+pub struct Model {
+    pub inputs: Vec<InputSpec>,
+    /// What a message may have, if known.
+    pub body_bytes: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Description {
+    inputs: Vec<DescribedInput>,
+    #[serde(default)]
+    parameters: Parameters,
+}
+
+#[derive(Deserialize)]
+struct DescribedInput {
+    name: String,
+    datatype: Datatype,
+    shape: Vec<i64>,
+}
+
+#[derive(Deserialize, Default)]
+struct Parameters {
+    body_bytes: Option<u64>,
+    stopped: Option<WhileStopped>,
+}
+
+/// Tells the submitter if the model is stopped; an error if it refuses requests meanwhile.
+pub async fn warn_if_stopped(broker: &Arc<dyn Broker>, model: &ModelName) -> Result<()> {
+    describe(broker, model).await.map(drop)
+}
+
+/// What a worker says of the model, if there is one.
+async fn describe(broker: &Arc<dyn Broker>, model: &ModelName) -> Result<Option<Description>> {
+    let Some(answer) = broker.ask(&describe_topic(model), Bytes::new(), PATIENCE).await? else { return Ok(None) };
+    let description: Description = serde_json::from_slice(&answer)
+        .with_context(|| format!("model `{model}` is described in a way that cannot be read"))?;
+    match description.parameters.stopped {
+        Some(WhileStopped::Refuse) => {
+            bail!("model `{model}` is stopped and refuses requests: `sluice model start {model}` lets it serve")
+        }
+        Some(WhileStopped::Wait) => eprintln!("note: model `{model}` is stopped: requests wait until it is started"),
+        None => {}
+    }
+    Ok(Some(description))
+}
+
+/// Learns what the model takes.
+pub async fn learn(broker: &Arc<dyn Broker>, model: &ModelName, takes: &Takes) -> Result<Model> {
+    if !takes.takes.is_empty() {
+        let inputs = takes.takes.iter().map(|text| parse(text)).collect::<Result<_>>()?;
+        warn_if_stopped(broker, model).await?;
+        return Ok(Model { inputs, body_bytes: None });
+    }
+    let Some(description) = describe(broker, model).await? else {
+        // Nobody serves it: perhaps it does not exist at all.
+        if let Err(error @ BrokerError::UnknownModel(_)) = broker.depth(model).await {
+            return Err(error.into());
+        }
+        bail!(
+            "no worker serves model `{model}` now, so nobody tells what it takes: start one, or say it with --takes \
+             NAME:DATATYPE:SIZES, such as --takes image:FP32:64"
+        );
+    };
+    let input = |described: DescribedInput| InputSpec {
+        name: described.name,
+        datatype: described.datatype,
+        sizes: described.shape.iter().skip(1).map(|size| usize::try_from(*size).ok()).collect(),
+    };
+    Ok(Model {
+        inputs: description.inputs.into_iter().map(input).collect(),
+        body_bytes: description.parameters.body_bytes,
+    })
+}
+
+fn parse(text: &str) -> Result<InputSpec> {
+    let wrong = || format!("--takes `{text}` is not NAME:DATATYPE:SIZES, such as image:FP32:1x8x8 or ids:INT64:?");
+    let mut parts = text.split(':');
+    let (Some(name), Some(datatype), sizes, None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        bail!(wrong());
+    };
+    let datatype = datatype.to_ascii_uppercase().parse().map_err(anyhow::Error::msg).with_context(wrong)?;
+    let size = |size: &str| match size {
+        "?" => Ok(None),
+        number => number.parse().map(Some).with_context(wrong),
+    };
+    let sizes = sizes.filter(|sizes| !sizes.is_empty()).map(|sizes| sizes.split('x').map(size).collect::<Result<_>>());
+    if name.is_empty() {
+        bail!(wrong());
+    }
+    Ok(InputSpec { name: name.into(), datatype, sizes: sizes.transpose()?.unwrap_or_default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_model_takes_can_be_said() {
+        let spec = parse("image:fp32:1x8x8").expect("a good one");
+        assert_eq!((spec.values_per_row(), spec.signature().as_str()), (Some(64), "FP32, 1x8x8 per row"));
+        assert_eq!(spec.row_shape(64), Ok(vec![1, 8, 8]));
+        assert!(spec.row_shape(63).is_err());
+        let spec = parse("ids:INT64:?x2").expect("a good one");
+        assert_eq!(spec.values_per_row(), None);
+        assert_eq!(spec.row_shape(6), Ok(vec![3, 2]));
+        assert_eq!(parse("age:INT64").expect("a good one").row_shape(1), Ok(vec![]));
+        for bad in ["x", "x:FP8:1", ":FP32:1", "x:FP32:a", "x:FP32:1:2"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,444 @@
+//! One model of the registry on this host: makes what runs equal to the newest revision. The new is ready before the old drains;
+//! what cannot be done leaves the old serving, and is reported.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use sluice_core::broker::Broker;
+use sluice_core::manifest::{DeviceKind, IfMemoryIsShort, Profile, WhileStopped};
+use sluice_core::report::{ModelReport, State};
+use sluice_core::{BrokerError, Manifest, ModelName, StoreError};
+use sluice_registry::{Cache, Registry, Revision};
+use sluice_service::tasks::spawn_vital;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::board::{Board, Describing};
+use crate::engine::Device;
+use crate::memory::{Memory, Reservation};
+use crate::metrics::Metrics;
+use crate::package::Package;
+use crate::refuse::refuse;
+use crate::serve::{End, Ready, Serving};
+
+/// After this, what a broker or a store was asked in vain is asked again.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// What all models of a host share.
+pub struct Host {
+    pub name: String,
+    pub broker: Arc<dyn Broker>,
+    pub metrics: Metrics,
+    pub memory: Arc<Memory>,
+    pub board: Arc<Board>,
+    /// Cancelled to drain everything.
+    pub draining: CancellationToken,
+}
+
+/// One model of the registry on this host.
+pub struct Deployment {
+    pub host: Arc<Host>,
+    pub registry: Registry,
+    pub cache: Arc<Cache>,
+    pub model: ModelName,
+    /// Instead of what the package asks for.
+    pub device: Option<Device>,
+    pub count: usize,
+}
+
+/// Slots that serve.
+struct Running {
+    package: Arc<Package>,
+    tuned: watch::Sender<Arc<Package>>,
+    stop: CancellationToken,
+    task: JoinHandle<Result<End>>,
+}
+
+/// What runs now.
+#[derive(Default)]
+struct Now {
+    running: Option<Running>,
+    /// Those that drain.
+    retiring: FuturesUnordered<JoinHandle<Result<End>>>,
+    /// Refuses requests while it lives.
+    refusing: Option<tokio_util::sync::DropGuard>,
+}
+
+/// What came of trying to do as a revision says.
+enum Outcome {
+    /// Done, or there is nothing more to try.
+    Settled,
+    /// It may succeed later.
+    TryAgain,
+    /// There is a newer revision, or the worker stops: this one does not matter any more.
+    Overtaken,
+    /// The process must not go on.
+    Ended(Result<End>),
+}
+
+impl Now {
+    /// Waits until something that should go on has ended, or something that drains has.
+    async fn ended(&mut self) -> Ended {
+        let running = async {
+            match &mut self.running {
+                Some(running) => (&mut running.task).await,
+                None => std::future::pending().await,
+            }
+        };
+        let retired = async {
+            match self.retiring.next().await {
+                Some(end) => end,
+                None => std::future::pending().await,
+            }
+        };
+        let end = tokio::select! {
+            end = running => {
+                self.running = None;
+                end
+            }
+            end = retired => end,
+        };
+        match end.context("serving a model panicked").and_then(|end| end) {
+            Ok(End::Drained) => Ended::Drained,
+            other => Ended::ForGood(other),
+        }
+    }
+
+    /// Lets what runs drain.
+    fn retire(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.stop.cancel();
+            self.retiring.push(running.task);
+        }
+    }
+
+    fn serving(&self) -> Option<String> {
+        self.running.as_ref().map(|running| running.package.manifest.version.clone())
+    }
+}
+
+enum Ended {
+    Drained,
+    ForGood(Result<End>),
+}
+
+/// Whether a change from one to the other needs the model to be loaded anew.
+fn must_reload(now: &Manifest, wanted: &Manifest) -> bool {
+    now.version != wanted.version || now.resources != wanted.resources
+}
+
+impl Deployment {
+    /// Follows the model's revisions until the worker drains, or until the process is of no more use.
+    pub async fn follow(self, mut revisions: watch::Receiver<Option<Revision>>) -> Result<End> {
+        let describing = Describing::start(&self.host.broker, &self.model, &self.host.draining).await?;
+        let mut now = Now::default();
+        loop {
+            let wanted = revisions.borrow_and_update().clone();
+            let outcome = match &wanted {
+                Some(revision) => self.apply(revision, &mut now, &describing, &mut revisions).await,
+                None => self.remove(&mut now, &describing).await,
+            };
+            let again = match outcome {
+                Outcome::Settled => None,
+                Outcome::TryAgain => Some(AGAIN),
+                Outcome::Overtaken => Some(Duration::ZERO),
+                Outcome::Ended(end) => return end,
+            };
+            if !self.host.draining.is_cancelled() {
+                let next_try = async {
+                    match again {
+                        Some(pause) => tokio::time::sleep(pause).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    () = self.host.draining.cancelled() => {}
+                    _ = revisions.changed() => {}
+                    () = next_try => {}
+                    ended = now.ended() => if let Ended::ForGood(end) = ended { return end },
+                }
+            }
+            if self.host.draining.is_cancelled() {
+                return self.drain(&mut now).await;
+            }
+        }
+    }
+
+    /// Waits until everything has drained.
+    async fn drain(&self, now: &mut Now) -> Result<End> {
+        now.refusing = None;
+        now.retire();
+        while !now.retiring.is_empty() {
+            if let Ended::ForGood(end) = now.ended().await {
+                return end;
+            }
+        }
+        Ok(End::Drained)
+    }
+
+    async fn remove(&self, now: &mut Now, describing: &Describing) -> Outcome {
+        describing.clear();
+        match self.drain(now).await {
+            Ok(End::Drained) => {
+                self.host.board.remove(&self.model);
+                Outcome::Settled
+            }
+            other => Outcome::Ended(other),
+        }
+    }
+
+    /// Does as a revision says.
+    async fn apply(
+        &self,
+        revision: &Revision,
+        now: &mut Now,
+        describing: &Describing,
+        revisions: &mut watch::Receiver<Option<Revision>>,
+    ) -> Outcome {
+        let put = |state, reason: Option<String>, now: &Now| self.put(revision, state, reason, now);
+        if !revision.started {
+            put(State::Draining, None, now);
+            if let Err(error) = self.stop(revision, now, describing).await {
+                return self.report_failure(revision, error, now);
+            }
+            if let end @ (Ok(End::Fault(_)) | Err(_)) = self.drain_all_but_refusing(now).await {
+                return Outcome::Ended(end);
+            }
+            put(State::Stopped, None, now);
+            return Outcome::Settled;
+        }
+        now.refusing = None;
+        if now.serving().as_deref() != Some(&revision.version) {
+            put(State::Loading, None, now);
+        }
+        let fetching = async {
+            let effective = self.effective(&revision.version, &revision.profile).await?;
+            match &now.running {
+                Some(running) if !must_reload(&running.package.manifest, &effective) => {
+                    // The files are those that are loaded.
+                    anyhow::Ok(Arc::new(Package { manifest: effective, file: running.package.file.clone() }))
+                }
+                _ => {
+                    let folder = self.cache.package(&self.registry, &self.model, &revision.version).await?;
+                    Ok(Arc::new(Package { file: folder.join(&effective.file), manifest: effective }))
+                }
+            }
+        };
+        let package = tokio::select! {
+            biased;
+            () = self.host.draining.cancelled() => return Outcome::Overtaken,
+            _ = revisions.changed() => return Outcome::Overtaken,
+            fetched = fetching => match fetched {
+                Ok(package) => package,
+                Err(error) => return self.report_failure(revision, error, now),
+            },
+        };
+        if let Some(running) = &now.running
+            && !must_reload(&running.package.manifest, &package.manifest)
+        {
+            if let Err(error) = self.tune(&package, now).await {
+                return self.report_failure(revision, error, now);
+            }
+        } else {
+            match self.switch(revision, &package, now, revisions).await {
+                Ok(Outcome::Settled) => {}
+                Ok(other) => return other,
+                Err(error) => return self.report_failure(revision, error, now),
+            }
+        }
+        describing.set(&package.manifest, true);
+        if !now.retiring.is_empty() {
+            put(State::Draining, None, now);
+        }
+        loop {
+            if now.retiring.is_empty() {
+                put(State::Ready, None, now);
+                return Outcome::Settled;
+            }
+            tokio::select! {
+                _ = revisions.changed() => return Outcome::Overtaken,
+                ended = now.ended() => match ended {
+                    Ended::Drained => {}
+                    Ended::ForGood(end) => return Outcome::Ended(end),
+                },
+            }
+        }
+    }
+
+    /// Lets everything drain; requests wait, or are refused from now on.
+    async fn stop(&self, revision: &Revision, now: &mut Now, describing: &Describing) -> Result<()> {
+        now.retire();
+        let manifest = self.effective(&revision.version, &revision.profile).await?;
+        describing.set(&manifest, false);
+        now.refusing = None;
+        if manifest.serving.while_stopped == WhileStopped::Refuse {
+            _ = self.host.broker.ensure_queue(&self.model, &manifest.queue_limits()).await?;
+            let package = Arc::new(Package { manifest, file: Default::default() });
+            let stop = self.host.draining.child_token();
+            let replier = self.serving(package, self.device.unwrap_or(Device::Cpu)).replier();
+            spawn_vital("refuse", &self.host.draining, refuse(replier, stop.clone()));
+            now.refusing = Some(stop.drop_guard());
+        }
+        Ok(())
+    }
+
+    async fn drain_all_but_refusing(&self, now: &mut Now) -> Result<End> {
+        while !now.retiring.is_empty() {
+            if let Ended::ForGood(end) = now.ended().await {
+                return end;
+            }
+        }
+        Ok(End::Drained)
+    }
+
+    /// Other limits for what runs.
+    async fn tune(&self, package: &Arc<Package>, now: &mut Now) -> Result<()> {
+        let Some(running) = &mut now.running else { return Ok(()) };
+        if running.package.manifest == package.manifest {
+            return Ok(());
+        }
+        if running.package.manifest.queue_limits() != package.manifest.queue_limits() {
+            _ = self.host.broker.ensure_queue(&self.model, &package.manifest.queue_limits()).await?;
+        }
+        running.tuned.send_replace(Arc::clone(package));
+        running.package = Arc::clone(package);
+        info!(model = %self.model, "tuned");
+        Ok(())
+    }
+
+    /// Loads what is wanted beside what runs, lets it serve, and lets the old drain. If memory is short, as the profile says.
+    async fn switch(
+        &self,
+        revision: &Revision,
+        package: &Arc<Package>,
+        now: &mut Now,
+        revisions: &mut watch::Receiver<Option<Revision>>,
+    ) -> Result<Outcome> {
+        let device = self.device_of(&package.manifest)?;
+        let mut unloaded = None;
+        let reservation = loop {
+            let freed = self.host.memory.freed();
+            let reason = match self.host.memory.reserve(device, package.manifest.resources.memory_mib) {
+                Ok(reservation) => break reservation,
+                Err(reason) => reason,
+            };
+            let unload = package.manifest.serving.if_memory_is_short == IfMemoryIsShort::Unload;
+            if unload && now.running.is_some() {
+                info!(model = %self.model, reason, "memory is short: the old version is unloaded first");
+                unloaded = now.running.as_ref().map(|running| Arc::clone(&running.package));
+                now.retire();
+                self.put(revision, State::Loading, Some("the old version is unloaded first".into()), now);
+                match self.drain_all_but_refusing(now).await {
+                    Ok(End::Drained) => continue,
+                    other => return Ok(Outcome::Ended(other)),
+                }
+            }
+            self.put(revision, State::Waiting, Some(format!("not enough memory: {reason}")), now);
+            tokio::select! {
+                () = self.host.draining.cancelled() => return Ok(Outcome::Overtaken),
+                _ = revisions.changed() => return Ok(Outcome::Overtaken),
+                () = freed => {}
+                // Memory of the machine comes back without a word.
+                () = tokio::time::sleep(AGAIN) => {}
+                ended = now.ended() => if let Ended::ForGood(end) = ended { return Ok(Outcome::Ended(end)) },
+            }
+        };
+        self.put(revision, State::Loading, None, now);
+        let prepared = tokio::select! {
+            biased;
+            () = self.host.draining.cancelled() => return Ok(Outcome::Overtaken),
+            prepared = self.serving(Arc::clone(package), device).prepare() => prepared,
+            _ = revisions.changed() => return Ok(Outcome::Overtaken),
+            ended = async { loop { if let Ended::ForGood(end) = now.ended().await { break end } } } => return Ok(Outcome::Ended(ended)),
+        };
+        match (prepared, unloaded) {
+            (Ok(ready), _) => {
+                now.retire();
+                now.running = Some(self.start(ready, Arc::clone(package), reservation));
+                Ok(Outcome::Settled)
+            }
+            (Err(error), None) => Err(error),
+            (Err(error), Some(old)) => {
+                drop(reservation);
+                warn!(model = %self.model, "the new version failed: the old one is loaded again");
+                let reservation = self
+                    .host
+                    .memory
+                    .reserve(device, old.manifest.resources.memory_mib)
+                    .map_err(|reason| anyhow::anyhow!("{reason}"));
+                let again =
+                    async { anyhow::Ok((self.serving(Arc::clone(&old), device).prepare().await?, reservation?)) };
+                let (ready, reservation) =
+                    again.await.context(format!("the old version does not load either, after: {error:#}"))?;
+                now.running = Some(self.start(ready, old, reservation));
+                Err(error)
+            }
+        }
+    }
+
+    fn start(&self, ready: Ready, package: Arc<Package>, reservation: Reservation) -> Running {
+        let stop = ready.stop();
+        let (tuned, receiver) = watch::channel(Arc::clone(&package));
+        let task = tokio::spawn(async move {
+            let end = ready.serve(receiver).await;
+            // Only now is the model unloaded.
+            drop(reservation);
+            end
+        });
+        Running { package, tuned, stop, task }
+    }
+
+    fn serving(&self, package: Arc<Package>, device: Device) -> Serving {
+        Serving {
+            broker: Arc::clone(&self.host.broker),
+            metrics: Arc::new(self.host.metrics.of_model(&self.model, &device.to_string())),
+            package,
+            device,
+            count: self.count,
+            host: self.host.name.clone(),
+            stop: self.host.draining.child_token(),
+        }
+    }
+
+    fn device_of(&self, manifest: &Manifest) -> Result<Device> {
+        Ok(self.device.unwrap_or(match manifest.resources.device {
+            DeviceKind::Cpu => Device::Cpu,
+            DeviceKind::Cuda => Device::Cuda(0),
+        }))
+    }
+
+    async fn effective(&self, version: &str, profile: &Profile) -> Result<Manifest> {
+        Ok(self.registry.effective(&self.model, version, profile).await?)
+    }
+
+    fn report_failure(&self, revision: &Revision, error: anyhow::Error, now: &Now) -> Outcome {
+        // A store or a broker may be back in a moment; a model that does not load will not load then either.
+        let passing = error.chain().any(|cause| {
+            cause.downcast_ref::<BrokerError>().is_some_and(BrokerError::is_transient)
+                || matches!(cause.downcast_ref::<StoreError>(), Some(StoreError::Other { .. }))
+        });
+        let reason = format!("{error:#}");
+        warn!(model = %self.model, revision = revision.number, version = revision.version, reason,
+            serving = now.serving(), "cannot do as the revision says");
+        let first_line = reason.lines().next().unwrap_or_default().to_owned();
+        self.put(revision, State::Failed, Some(first_line), now);
+        if passing { Outcome::TryAgain } else { Outcome::Settled }
+    }
+
+    fn put(&self, revision: &Revision, state: State, reason: Option<String>, now: &Now) {
+        let serving = now.serving();
+        let slots = if serving.is_some() { self.count } else { 0 };
+        self.host.board.put(ModelReport {
+            model: self.model.clone(),
+            revision: Some(revision.number),
+            state,
+            reason,
+            serving,
+            slots,
+        });
+    }
+}

@@ -1,0 +1,90 @@
+//! Who holds how much memory of which device, so that a model is not loaded where it does not fit.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::sync::Notify;
+
+use crate::engine::Device;
+
+/// The memory of a host's devices.
+pub struct Memory {
+    /// In MiB, by device. A device that is not here is asked, if it can tell.
+    limits: BTreeMap<String, u64>,
+    held: Mutex<BTreeMap<String, u64>>,
+    freed: Notify,
+}
+
+/// Memory that a loaded model holds, until this is dropped.
+pub struct Reservation {
+    memory: Arc<Memory>,
+    device: String,
+    mib: u64,
+}
+
+impl Memory {
+    /// With these limits in MiB by device.
+    pub fn new(limits: BTreeMap<String, u64>) -> Arc<Self> {
+        Arc::new(Self { limits, held: Mutex::default(), freed: Notify::new() })
+    }
+
+    /// Takes memory for a model, or says why there is not enough. 0 is a model of which nothing is known: it fits.
+    pub fn reserve(self: &Arc<Self>, device: Device, mib: u64) -> Result<Reservation, String> {
+        let name = device.to_string();
+        let mut held = self.held();
+        let taken = held.entry(name.clone()).or_default();
+        let free = match self.limits.get(&name) {
+            Some(limit) => Some(limit.saturating_sub(*taken)),
+            None if device == Device::Cpu => available_mib(),
+            None => None,
+        };
+        if let Some(free) = free.filter(|free| mib > *free) {
+            return Err(format!("it needs {mib} MiB, and {name} has {free} MiB left"));
+        }
+        *taken += mib;
+        drop(held);
+        Ok(Reservation { memory: Arc::clone(self), device: name, mib })
+    }
+
+    /// Waits until somebody gave memory back. Register before looking: `let freed = memory.freed(); …; freed.await`.
+    pub fn freed(&self) -> impl Future<Output = ()> {
+        self.freed.notified()
+    }
+
+    fn held(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
+        self.held.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if let Some(held) = self.memory.held().get_mut(&self.device) {
+            *held = held.saturating_sub(self.mib);
+        }
+        self.memory.freed.notify_waiters();
+    }
+}
+
+/// What the kernel thinks can be had without swapping.
+fn available_mib() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? / 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_taken_refused_and_given_back() {
+        let memory = Memory::new([("cpu".to_owned(), 100)].into());
+        let first = memory.reserve(Device::Cpu, 60).expect("fits");
+        let refusal = memory.reserve(Device::Cpu, 60).err().expect("does not fit");
+        assert_eq!(refusal, "it needs 60 MiB, and cpu has 40 MiB left");
+        let _unknown = memory.reserve(Device::Cpu, 0).expect("nothing is known of it");
+        drop(first);
+        assert!(memory.reserve(Device::Cpu, 60).is_ok());
+        assert!(memory.reserve(Device::Cuda(3), 1 << 40).is_ok(), "nobody said what it has");
+    }
+}

@@ -1,0 +1,44 @@
+//! A stopped model whose profile says so: every request is answered at once that the model is stopped.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use sluice_core::clock::unix_ms;
+use sluice_core::{ErrorCode, Failure};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::intake::{self, Rejection};
+use crate::reply::{Replier, Verdict};
+
+/// Refusing costs nothing but messages.
+const CREDIT: usize = 256;
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Refuses requests until `stop`.
+pub async fn refuse(replier: Replier, stop: CancellationToken) -> Result<()> {
+    let mut consumer = replier.broker.consume(&replier.model, CREDIT).await?;
+    while let Some(delivery) = stop.run_until_cancelled(consumer.next()).await {
+        let delivery = match delivery {
+            Ok(delivery) => delivery,
+            Err(error) => {
+                warn!(model = %replier.model, %error, "cannot receive; trying again");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        replier.metrics.in_flight.inc();
+        // Whoever must not be told anything else is told that.
+        let (ticket, rejection) = match intake::receive(delivery, replier.limits.attempts, unix_ms()) {
+            Ok(undecoded) => (undecoded.ticket, Rejection::Refused(stopped(replier.model.as_str()))),
+            Err(rejected) => rejected,
+        };
+        replier.conclude(ticket, Verdict::Rejected(rejection)).await;
+    }
+    consumer.stop().await;
+    Ok(())
+}
+
+fn stopped(model: &str) -> Failure {
+    Failure::new(ErrorCode::Unavailable, format!("model `{model}` is stopped: ask again once it is started"))
+}
