@@ -13,7 +13,7 @@ use crate::model::Model;
 /// Exit codes: 0 all is well; 1 the command failed; 2 some rows failed, or the model answered with an error;
 /// 64 the command line is wrong; 130 interrupted.
 #[derive(Parser)]
-#[command(name = "sluice", version, propagate_version = true, max_term_width = 110)]
+#[command(name = "sluice", version, max_term_width = 110)]
 pub struct Arguments {
     #[command(flatten)]
     pub global: Global,
@@ -255,4 +255,14 @@ pub enum DeadCommand {
         /// Its number in the list, or the request's id; the newest if not given
         which: Option<String>,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_does_not_contradict_itself() {
+        super::Arguments::command().debug_assert();
+    }
 }

@@ -145,7 +145,7 @@ fn unpack_checked(archive: &Path, into: &Path) -> Result<Index> {
             Some(wanted) => return Err(format!("entry `{key}` has {size} bytes; the index says {wanted}")),
             None => return Err(format!("entry `{key}` is not in the index")),
         }
-        let target = into.join(&path);
+        let target = into.join(path);
         let mut write = || -> io::Result<String> {
             if let Some(parent) = target.parent() {
                 std::fs::create_dir_all(parent)?;

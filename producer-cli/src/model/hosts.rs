@@ -10,8 +10,10 @@ use sluice_core::ModelName;
 use sluice_core::broker::{Broker, Signals};
 use sluice_core::report::{ModelReport, REPORT_NOW, REPORTS, Report};
 
-/// How long hosts may take to report when asked.
-const PATIENCE: Duration = Duration::from_millis(400);
+/// How long the first host may take to report when asked.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// How long each further one may take.
+const QUIET: Duration = Duration::from_millis(150);
 
 /// The newest report of each host.
 pub struct Hosts {
@@ -30,9 +32,10 @@ impl Hosts {
     /// All that report in the next moment.
     pub async fn gather(broker: &Arc<dyn Broker>) -> Result<Self> {
         let mut hosts = Self::ask(broker).await?;
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        while let Ok(next) = tokio::time::timeout_at(deadline, hosts.next()).await {
+        let mut patience = PATIENCE;
+        while let Ok(next) = tokio::time::timeout(patience, hosts.next()).await {
             next?;
+            patience = QUIET;
         }
         Ok(hosts)
     }
