@@ -7,7 +7,7 @@ use sluice_core::broker::{Delivery, Hold};
 use sluice_core::clock::UnixMs;
 use sluice_core::codec::{self, ContentType};
 use sluice_core::envelope::{Envelope, Malformed};
-use sluice_core::manifest::TensorSpec;
+use sluice_core::manifest::{Limits, TensorSpec};
 use sluice_core::{ErrorCode, Failure, Lane, Manifest, ModelName, ReplyTo, RequestId, Tensor};
 
 /// A larger body is decoded on a thread of its own, so that the others do not wait for it.
@@ -64,7 +64,7 @@ pub enum Rejection {
 }
 
 /// Reads the headers.
-pub fn receive(delivery: Delivery, attempts: u32, now: UnixMs) -> Result<Undecoded, (Ticket, Rejection)> {
+pub fn receive(delivery: Delivery, limits: &Limits, now: UnixMs) -> Result<Undecoded, (Ticket, Rejection)> {
     let Delivery { envelope, lane, body, charged, hold, .. } = delivery;
     match envelope {
         Ok(envelope) => {
@@ -87,11 +87,17 @@ pub fn receive(delivery: Delivery, attempts: u32, now: UnixMs) -> Result<Undecod
             if expired {
                 return Err((ticket, Rejection::Expired));
             }
-            if charged >= attempts {
+            if charged >= limits.attempts {
                 return Err((ticket, Rejection::Exhausted));
             }
             if ticket.reply_to.is_none() {
                 let reason = "header `sluice-reply-to` is missing: the answer would go nowhere";
+                return Err((ticket, Rejection::Refused(Failure::invalid(reason))));
+            }
+            // Not every broker has looked.
+            if body.len() as u64 > limits.body_bytes {
+                let reason =
+                    format!("a body of {} bytes is too large: the model takes {}", body.len(), limits.body_bytes);
                 return Err((ticket, Rejection::Refused(Failure::invalid(reason))));
             }
             Ok(Undecoded { ticket, version, body, fetched: Instant::now() })

@@ -117,7 +117,7 @@ impl Station {
         let waited = SystemTime::now().duration_since(delivery.queued).unwrap_or_default();
         metrics.queue_seconds[delivery.lane.index()].observe(waited.as_secs_f64());
         let now = unix_ms();
-        match intake::receive(delivery, self.serving.package.manifest.limits.attempts, now) {
+        match intake::receive(delivery, &self.serving.package.manifest.limits, now) {
             Ok(undecoded) if undecoded.is_large() => {
                 let package = Arc::clone(&self.serving.package);
                 self.decoding.spawn_blocking(move || undecoded.decode(&package.manifest, unix_ms()));

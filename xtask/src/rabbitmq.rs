@@ -58,7 +58,7 @@ impl RabbitServer {
         let mut server = Self::prepare(folder)?;
         let files = crate::root().join("broker-config/rabbitmq");
         let mut definitions = std::fs::read_to_string(files.join("definitions.json"))?;
-        for user in ["producer", "worker", "scaler", "gateway", "monitoring"] {
+        for user in ["producer", "worker", "scaler", "gateway", "manager", "monitoring"] {
             let of = |key: &str, value: &str| format!(r#""name": "{user}", "{key}": "{value}""#);
             ensure!(definitions.contains(&of("password_hash", "")), "definitions.json has no user `{user}`");
             definitions = definitions.replace(&of("password_hash", ""), &of("password", &format!("{user}-pass")));

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context as Poller, Poll};
 
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::context::GetStreamErrorKind;
 use async_nats::jetstream::kv::{self, CreateErrorKind};
 use async_nats::jetstream::object_store::{self, GetErrorKind, InfoErrorKind, ObjectStore};
 use async_trait::async_trait;
@@ -43,10 +45,24 @@ impl NatsStore {
         }
     }
 
+    /// The bucket of records, for whoever reads: before the first is written there is none.
+    async fn written(&self) -> Result<Option<&kv::Store>> {
+        if self.records.initialized() {
+            return self.records().await.map(Some);
+        }
+        match self.nats.jetstream.get_stream(format!("KV_{RECORDS}")).await {
+            Ok(_) => self.records().await.map(Some),
+            Err(error) => match error.kind() {
+                GetStreamErrorKind::JetStream(api) if api.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
+                _ => Err(self.failed(format!("looking for the bucket `{RECORDS}`"), error)),
+            },
+        }
+    }
+
+    /// The bucket of records, made if it is not there.
     async fn records(&self) -> Result<&kv::Store> {
         let make = || async {
-            let found = self.nats.jetstream.get_key_value(RECORDS).await;
-            if let Ok(store) = found {
+            if let Ok(store) = self.nats.jetstream.get_key_value(RECORDS).await {
                 return Ok(store);
             }
             let config = kv::Config {
@@ -126,12 +142,13 @@ impl Store for NatsStore {
     }
 
     async fn read(&self, key: &str) -> Result<Option<Bytes>> {
-        let read = self.records().await?.get(to_subject(key)).await;
+        let Some(records) = self.written().await? else { return Ok(None) };
+        let read = records.get(to_subject(key)).await;
         read.map_err(|error| self.failed(format!("reading `{key}`"), error))
     }
 
     async fn list(&self, folder: &str) -> Result<Vec<String>> {
-        let records = self.records().await?;
+        let Some(records) = self.written().await? else { return Ok(Vec::new()) };
         let below = format!("{}{}.>", records.prefix, to_subject(folder));
         let failed =
             |error: Box<dyn std::error::Error + Send + Sync>| self.failed(format!("listing `{folder}`"), error);

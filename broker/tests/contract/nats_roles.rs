@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
-use sluice_broker::{Options, connect};
-use sluice_core::ErrorCode;
+use sluice_broker::{Options, connect, open_store};
 use sluice_core::broker::{Broker, BrokerError, Limited, QueueLimits, Settlement};
+use sluice_core::{ErrorCode, StoreError};
 use xtask::nats::NatsServer;
 use xtask::process::free_port;
 
 use crate::certificates::Certificates;
 use crate::rig::{self, SOON, id, model, next, request};
-use crate::roles::{Served, a_reply};
+use crate::roles::{Served, a_reply, manages};
 
-const ROLES: [&str; 7] = ["producer", "worker", "scaler", "gateway", "monitoring", "staging", "admin"];
+const ROLES: [&str; 8] = ["producer", "worker", "scaler", "gateway", "manager", "monitoring", "staging", "admin"];
 
 /// Certificates and passwords as the files want them.
 fn environment(folder: &Path) -> Result<Vec<(String, String)>> {
@@ -122,6 +122,39 @@ async fn every_role_can_do_its_work_over_tls() -> Result<()> {
     assert_eq!(scaler.depth(&model()).await?.len(), 3);
     let lead = tokio::time::timeout(SOON, scaler.lead("scaler", "one")).await??;
     assert!(lead.holds());
+    let manager = production.connect("manager").await?;
+    manages(&manager, &worker, &producer, consumer).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_manager_writes_the_registry_and_the_others_read_it_or_not_even_that() -> Result<()> {
+    let production = Production::start()?;
+    let store = async |role: &str| open_store(&production.options(role, &format!("{role}-pass"))).await;
+    let manager = store("manager").await?;
+    let file = production.folder.path().join("weights");
+    std::fs::write(&file, b"weights")?;
+    // Before the first record there is nothing, and that is no error.
+    assert!(store("worker").await?.list("revisions").await?.is_empty());
+    manager.create("revisions/digits/1.toml", "one".into()).await?;
+    manager.upload("blobs/digits/a", &file, &|_| ()).await?;
+    for role in ["worker", "gateway", "scaler"] {
+        let reader = store(role).await?;
+        assert_eq!(reader.read("revisions/digits/1.toml").await?.as_deref(), Some(&b"one"[..]), "{role}");
+        assert_eq!(reader.list("revisions").await?, ["revisions/digits/1.toml"], "{role}");
+        let denied = reader.create("revisions/digits/2.toml", "two".into()).await.expect_err("denied");
+        assert!(matches!(denied, StoreError::Denied(_)), "{role}: {denied:?}");
+        assert!(reader.remove("revisions/digits/1.toml").await.is_err(), "{role}");
+    }
+    let worker = store("worker").await?;
+    worker.download("blobs/digits/a", &file, &|_| ()).await?;
+    assert_eq!(std::fs::read(&file)?, b"weights");
+    assert!(worker.upload("blobs/digits/b", &file, &|_| ()).await.is_err());
+    for role in ["producer", "monitoring"] {
+        assert!(store(role).await?.read("revisions/digits/1.toml").await.is_err(), "{role}");
+    }
+    manager.remove("revisions/digits/1.toml").await?;
+    manager.remove_blob("blobs/digits/a").await?;
+    assert!(manager.list("revisions").await?.is_empty());
     Ok(())
 }
 

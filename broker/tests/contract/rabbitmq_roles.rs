@@ -12,7 +12,7 @@ use xtask::rabbitmq::RabbitServer;
 
 use crate::certificates::Certificates;
 use crate::rig::{SOON, id, model, next, request};
-use crate::roles::{Served, a_reply};
+use crate::roles::{Served, a_reply, manages};
 
 const LIMITS: QueueLimits = QueueLimits { length: 100, message_bytes: 4096 };
 
@@ -92,7 +92,8 @@ async fn every_role_can_do_its_work_over_tls() -> Result<()> {
     assert_eq!(scaler.depth(&model()).await?.len(), 3);
     let lead = tokio::time::timeout(SOON, scaler.lead("scaler", "one")).await??;
     assert!(lead.holds());
-    Ok(())
+    let manager = production.connect("manager").await?;
+    manages(&manager, &worker, &producer, consumer).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

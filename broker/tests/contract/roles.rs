@@ -5,14 +5,50 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use sluice_core::ReplyTo;
-use sluice_core::broker::{Broker, Consumer, Reply, Settlement, Signals};
+use sluice_core::broker::{Broker, BrokerError, Consumer, QueueLimits, Reply, Settlement, Signals};
 use sluice_core::codec::ContentType;
 
-use crate::rig::{SOON, id, next, request};
+use crate::rig::{SOON, id, model, next, request};
 
 pub fn a_reply(to: &str) -> Result<Reply> {
     let body = Bytes::from_static(b"{}");
     Ok(Reply { id: to.parse()?, error: None, content_type: ContentType::Json, body, traceparent: None })
+}
+
+/// Who manages hears hosts and is heard by them, and closes, empties and removes a queue.
+pub async fn manages(
+    manager: &Arc<dyn Broker>,
+    worker: &Arc<dyn Broker>,
+    producer: &Arc<dyn Broker>,
+    consumer: Box<dyn Consumer>,
+) -> Result<()> {
+    let (mut reports, mut revised) = (manager.listen("reports").await?, worker.listen("revised").await?);
+    worker.signal("reports", "alive".into()).await?;
+    manager.signal("revised", "digits".into()).await?;
+    assert_eq!(&tokio::time::timeout(SOON, reports.next()).await??.payload[..], b"alive");
+    assert_eq!(&tokio::time::timeout(SOON, revised.next()).await??.payload[..], b"digits");
+
+    consumer.stop().await;
+    let mut inbox = producer.inbox().await?;
+    let mut last = request("last");
+    last.envelope.reply_to = Some(inbox.reply_to());
+    producer.submit(last).await?;
+    _ = manager.ensure_queue(&model(), &QueueLimits::closed()).await?;
+    assert!(producer.submit(request("too-late")).await.is_err(), "it is closed");
+    let mut consumer = manager.consume(&model(), 8).await?;
+    let delivery = next(&mut consumer).await?;
+    assert_eq!(id(&delivery), "last");
+    manager.reply(&inbox.reply_to(), &a_reply("last")?).await?;
+    delivery.hold.settle(Settlement::Done).await?;
+    assert_eq!(tokio::time::timeout(SOON, inbox.next()).await??.id.as_str(), "last");
+    consumer.stop().await;
+    manager.remove_queue(&model()).await?;
+    assert!(matches!(producer.submit(request("later")).await, Err(BrokerError::UnknownModel(_))));
+    let denied = manager.ensure_queue(&model(), &QueueLimits { length: 10, message_bytes: 4096 }).await;
+    assert!(denied.is_ok(), "it may make queues again");
+    assert!(manager.submit(request("r")).await.is_err(), "it may not submit");
+    assert!(manager.dead_letters(&model(), 1).await.is_err(), "it may not read dead letters");
+    Ok(())
 }
 
 /// A worker with a queue, and its questions.
