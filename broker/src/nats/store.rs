@@ -38,7 +38,11 @@ impl NatsStore {
     }
 
     fn failed(&self, what: String, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StoreError {
-        match self.nats.denials.explain("$JS.API.", super::error::other(what.clone(), error)) {
+        let error = super::error::other(what.clone(), error);
+        // Whatever this connection asks for lies below one of these.
+        let explained =
+            ["$JS.API.", "$KV.", "$O."].iter().fold(error, |error, subject| self.nats.denials.explain(subject, error));
+        match explained {
             sluice_core::BrokerError::Denied(reason) => StoreError::Denied(reason),
             sluice_core::BrokerError::Other { source, .. } => StoreError::Other { what, source },
             other => StoreError::Other { what, source: other.into() },

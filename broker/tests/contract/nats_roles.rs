@@ -141,16 +141,25 @@ async fn the_manager_writes_the_registry_and_the_others_read_it_or_not_even_that
         let reader = store(role).await?;
         assert_eq!(reader.read("revisions/digits/1.toml").await?.as_deref(), Some(&b"one"[..]), "{role}");
         assert_eq!(reader.list("revisions").await?, ["revisions/digits/1.toml"], "{role}");
-        let denied = reader.create("revisions/digits/2.toml", "two".into()).await.expect_err("denied");
-        assert!(matches!(denied, StoreError::Denied(_)), "{role}: {denied:?}");
-        assert!(reader.remove("revisions/digits/1.toml").await.is_err(), "{role}");
     }
     let worker = store("worker").await?;
     worker.download("blobs/digits/a", &file, &|_| ()).await?;
     assert_eq!(std::fs::read(&file)?, b"weights");
-    assert!(worker.upload("blobs/digits/b", &file, &|_| ()).await.is_err());
-    for role in ["producer", "monitoring"] {
-        assert!(store(role).await?.read("revisions/digits/1.toml").await.is_err(), "{role}");
+    // A refusal takes its time to be known: all at once.
+    let (scaler, gateway) = (store("scaler").await?, store("gateway").await?);
+    let (producer, monitoring) = (store("producer").await?, store("monitoring").await?);
+    let key = "revisions/digits/2.toml";
+    let (one, two, three, removed, uploaded, read, also_read) = tokio::join!(
+        worker.create(key, "two".into()),
+        scaler.create(key, "two".into()),
+        gateway.create(key, "two".into()),
+        gateway.remove("revisions/digits/1.toml"),
+        worker.upload("blobs/digits/b", &file, &|_| ()),
+        producer.read("revisions/digits/1.toml"),
+        monitoring.read("revisions/digits/1.toml"),
+    );
+    for denied in [one, two, three, removed, uploaded, read.map(drop), also_read.map(drop)] {
+        assert!(matches!(denied, Err(StoreError::Denied(_))), "{denied:?}");
     }
     manager.remove("revisions/digits/1.toml").await?;
     manager.remove_blob("blobs/digits/a").await?;
