@@ -18,6 +18,7 @@ use sluice_core::{Manifest, Tensor};
 use crate::package::Package;
 
 pub use pieces::run_requests;
+pub use warmup::example;
 
 /// Where a model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -3,6 +3,7 @@
 
 mod batcher;
 mod board;
+pub mod check;
 pub mod config;
 mod deployment;
 mod directory;

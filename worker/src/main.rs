@@ -1,6 +1,6 @@
 //! `sluice-worker`: pulls requests off a queue, batches them, runs them, answers, then acknowledges.
 
-use std::path::PathBuf;
+mod cli;
 
 use anyhow::Result;
 use clap::Parser;
@@ -8,32 +8,17 @@ use sluice_service::{config, shutdown, telemetry};
 use sluice_worker::config::Config;
 use sluice_worker::{Exit, engine};
 
+use cli::{Arguments, Command};
+
 /// For Rust's many small allocations; libtorch keeps the system's, tuned in `prepare_process`.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Serves models from a queue: pulls requests, batches them, runs them through libtorch, answers, and only then
-/// acknowledges.
-///
-/// The configuration is a TOML file; SLUICE_WORKER__HOST=a or SLUICE_BROKER__URL=... in the environment go over it.
-/// SIGTERM drains: no new requests, running batches end, the rest is given back. A second signal ends at once.
-/// Exit code 70: the process was of no more use (a hung model, a broken GPU context); start it again.
-#[derive(Parser)]
-#[command(version)]
-struct Arguments {
-    /// The configuration file
-    #[arg(short, long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Only check the configuration
-    #[arg(long)]
-    check_config: bool,
-    /// Show the configuration as it is used, with secrets masked
-    #[arg(long)]
-    print_config: bool,
-}
-
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    if let Some(Command::Check(options)) = arguments.command {
+        return options.run();
+    }
     let config: Config = config::load(arguments.config.as_deref())?;
     config.check()?;
     if arguments.print_config {

@@ -17,7 +17,7 @@ use crate::engine::{self, Blame, Device, EngineError, Gathered, Model, run_reque
 use crate::package::Package;
 
 /// libtorch's forward overflows a small stack, which aborts the process.
-const STACK: usize = 16 * 1024 * 1024;
+pub const STACK: usize = 16 * 1024 * 1024;
 
 /// A request, as far as a slot needs it.
 pub struct Job {

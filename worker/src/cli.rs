@@ -1,0 +1,100 @@
+//! The command line of the worker: its arguments, and the table that `check` prints.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use comfy_table::{CellAlignment, Table, presets};
+use sluice_worker::{check, engine};
+
+/// Serves models from a queue: pulls requests, batches them, runs them through libtorch, answers, and only then
+/// acknowledges.
+///
+/// The configuration is a TOML file; SLUICE_WORKER__HOST=a or SLUICE_BROKER__URL=... in the environment go over it.
+/// SIGTERM drains: no new requests, running batches end, the rest is given back. A second signal ends at once.
+/// Exit code 70: the process was of no more use (a hung model, a broken GPU context); start it again.
+#[derive(Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The configuration file
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Only check the configuration
+    #[arg(long)]
+    pub check_config: bool,
+    /// Show the configuration as it is used, with secrets masked
+    #[arg(long)]
+    pub print_config: bool,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Try a package on this host: does it load, are its rows independent, and how is it served best?
+    Check(Check),
+}
+
+/// Loads a package and runs random rows of the manifest's shapes at growing batch sizes, as slots would; prints what it measured and
+/// what follows. Floats are from 0 to 1, integers are 0 or 1; sizes that vary are taken as 8 or as `padding` says.
+#[derive(Args)]
+pub struct Check {
+    /// The folder with model.toml
+    package: PathBuf,
+    /// cpu or cuda:N; what the package asks for if not given
+    #[arg(long)]
+    device: Option<String>,
+    /// The largest batch that is tried
+    #[arg(long, default_value_t = 256, value_name = "ROWS")]
+    largest: usize,
+    /// Write the recommendation into model.toml
+    #[arg(long)]
+    write: bool,
+    /// Print JSON for machines
+    #[arg(long)]
+    json: bool,
+}
+
+impl Check {
+    /// Runs it.
+    pub fn run(&self) -> Result<()> {
+        let options = self;
+        engine::prepare_process(false);
+        let device = options.device.as_deref().map(engine::Device::parse).transpose();
+        let device = device.map_err(|reason| anyhow::anyhow!("--device {reason}"))?;
+        let report = check::check(&options.package, device, options.largest.max(1), &|what| eprintln!("{what}"))?;
+        if options.json {
+            println!("{}", serde_json::to_string(&report)?);
+        } else {
+            let mut table = Table::new();
+            table.load_style(presets::UTF8_BORDERS_ONLY);
+            table.set_header(["THREADS", "ROWS", "ROWS/S", "P50 MS", "P99 MS", "MEMORY MIB"]);
+            for column in table.column_iter_mut() {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+            for one in &report.measurements {
+                table.add_row([
+                    one.threads.to_string(),
+                    one.rows.to_string(),
+                    format!("{:.0}", one.rate),
+                    format!("{:.2}", one.p50_ms),
+                    format!("{:.2}", one.p99_ms),
+                    format!("{:.0}", one.memory_mib),
+                ]);
+            }
+            let best = &report.recommendation;
+            println!("model `{}` on {}, one slot; rows are independent", report.model, report.device);
+            println!("{table}");
+            println!("recommended: batching.max_rows = {}", best.max_rows);
+            println!("             resources.threads = {} ({} slots on this host)", best.threads, best.slots);
+            println!("             resources.memory_mib = {}", best.memory_mib);
+        }
+        if options.write {
+            check::write(&options.package, &report.recommendation)?;
+            eprintln!("written into {}", options.package.join("model.toml").display());
+        } else if !options.json {
+            println!("--write puts that into model.toml");
+        }
+        Ok(())
+    }
+}
