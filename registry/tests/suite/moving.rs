@@ -21,7 +21,7 @@ pub async fn an_archive_brings_back_versions_and_history(rig: &Rig) -> Result<()
     let history = rig.registry.history(&model).await?;
     let contents = rig.registry.contents(&model, "2").await?;
     rig.registry.remove(&model).await?;
-    assert_eq!(import(&rig.registry, &archive, &|_| ()).await?, [model.clone()]);
+    assert_eq!(import(&rig.registry, &archive, &|_| ()).await?, std::slice::from_ref(&model));
     assert_eq!(rig.registry.history(&model).await?, history);
     assert_eq!(rig.registry.contents(&model, "2").await?, contents);
     let cache = Cache::new(rig.folder().join("cache"), u64::MAX);
@@ -45,7 +45,7 @@ pub async fn an_archive_brings_back_versions_and_history(rig: &Rig) -> Result<()
 
 /// Larger than a part of any upload.
 pub async fn a_large_file_arrives_whole(rig: &Rig) -> Result<()> {
-    let weights: Vec<u8> = (0..40_000_000_u64).map(|at| (at * at >> 7) as u8).collect();
+    let weights: Vec<u8> = (0..40_000_000_u64).map(|at| ((at * at) >> 7) as u8).collect();
     let package = rig.package("m", &weights, "")?;
     let moved = AtomicU64::new(0);
     rig.registry.publish(&package, None, &|bytes| _ = moved.fetch_add(bytes, Ordering::Relaxed)).await?;
