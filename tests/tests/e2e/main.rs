@@ -47,6 +47,7 @@ on_each_broker! {
         a_request_may_name_a_version,
         a_lost_signal_is_made_up_for_by_the_slow_look,
         an_archive_carries_models_to_another_registry,
+        a_package_may_come_as_an_archive_and_a_profile_from_an_editor,
         a_version_that_does_not_fit_beside_the_old_one_waits,
         a_version_that_does_not_fit_may_replace_the_old_one_and_back;
     files:

@@ -319,6 +319,38 @@ pub async fn an_archive_carries_models_to_another_registry(kind: Kind) -> Result
     Ok(())
 }
 
+pub async fn a_package_may_come_as_an_archive_and_a_profile_from_an_editor(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
+    let _worker = stack.follower("*", "")?;
+    version(&stack, 2, "")?;
+    let packed =
+        std::process::Command::new("tar").args(["czf", "m.tar.gz", "m-2"]).current_dir(stack.folder()).status()?;
+    assert!(packed.success());
+    model(&stack, &["deploy", "m.tar.gz", "--start", "--wait"])?;
+    assert_eq!(ask(&stack)?, Ok(2.0));
+    let linked = stack.folder().join("linked");
+    std::fs::create_dir(&linked)?;
+    std::os::unix::fs::symlink("/etc/passwd", linked.join("model.toml"))?;
+    let packed =
+        std::process::Command::new("tar").args(["cf", "evil.tar", "linked"]).current_dir(stack.folder()).status()?;
+    assert!(packed.success());
+    let text = refused(&stack, &["deploy", "evil.tar"])?;
+    assert!(text.contains("entry `linked/model.toml` is a symbolic link"), "{text}");
+
+    let edit = |script: &str| {
+        let mut command = stack.cli_command(&["model", "profile", "edit", "m", "--wait"])?;
+        anyhow::Ok(command.env_remove("VISUAL").env("EDITOR", format!("sed -i {script}")).output()?)
+    };
+    let edited = edit("'s/^# max_rows = .*/max_rows = 5/'")?;
+    assert!(edited.status.success(), "{}", String::from_utf8_lossy(&edited.stderr));
+    let shown = model(&stack, &["profile", "show", "m", "--json"])?;
+    assert!(shown.contains(r#""key":"batching.max_rows","tuned":true,"value":"5""#), "{shown}");
+    let wrong = edit("'s/^max_rows = .*/max_rows = 0/'")?;
+    let text = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(!wrong.status.success() && text.contains("`batching.max_rows` must be greater than 0"), "{text}");
+    Ok(())
+}
+
 /// Memory for one copy and a half.
 fn with_little_memory(stack: &mut Stack) -> Result<Worker> {
     stack.follower("*", "memory = { cpu = 150 }")
