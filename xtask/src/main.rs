@@ -16,6 +16,7 @@ Commands:
   test [ARGS...]     fetch what is missing, build, and run all tests; ARGS go to the test runner
   ci                 everything that CI checks: format, lints, dependency rules, docs, tests, demo
   bench [OPTIONS]    measure Sluice against minimal loops in one run; `cargo xtask bench --help`
+  simulate           hours of synthetic traffic under the scaler's rule and two simple ones
   setup [--cuda]     only fetch what is missing, so that plain cargo commands work
   rules              check which packages may depend on which crates
   help               this text
@@ -45,6 +46,7 @@ fn run(arguments: &[String]) -> Result<()> {
         }
         "ci" => ci::run(),
         "bench" => bench::run(rest),
+        "simulate" => test::cargo(&["run", "--release", "--package", "sluice-scaler", "--example", "simulate"]),
         "setup" => {
             let accelerator = match rest {
                 [] => Accelerator::None,

@@ -1,0 +1,334 @@
+//! How many slots a model needs: a pure function of what waits, what arrives, how long a row takes, and the clock.
+//!
+//! It aims at time. With `w` rows waiting or running, `a` rows arriving per second, `s` seconds a row takes on one slot, and `t` seconds in
+//! which the backlog is to be gone, `w * s / t + a * s` slots are busy all the time: the first part clears the backlog, the second keeps up
+//! with what arrives meanwhile. If that is more than there are, `t` is shorter by the time that a new slot takes to be ready.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use sluice_core::broker::Reading;
+
+/// Slots that there are may be over-booked by this share before another is started.
+const SLACK: f64 = 0.15;
+
+/// What a person tunes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scaling {
+    /// Never fewer, even if nobody asks.
+    pub min_slots: usize,
+    /// Never more.
+    pub max_slots: usize,
+    /// How long a request should wait at most.
+    pub target_wait: Duration,
+    /// Fewer slots only after so long without need for as many.
+    pub scale_down_delay: Duration,
+    /// None at all after so long without any request.
+    pub idle_to_zero: Duration,
+}
+
+impl Default for Scaling {
+    fn default() -> Self {
+        Self {
+            min_slots: 0,
+            max_slots: 8,
+            target_wait: Duration::from_secs(2),
+            scale_down_delay: Duration::from_secs(60),
+            idle_to_zero: Duration::from_secs(120),
+        }
+    }
+}
+
+/// How much work there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lag {
+    /// Rows that nobody has taken yet.
+    pub waiting: u64,
+    /// Rows taken and not answered.
+    pub in_flight: u64,
+}
+
+/// All that a decision about one model rests on.
+#[derive(Debug, Clone)]
+pub struct Demand {
+    /// What is wanted.
+    pub scaling: Scaling,
+    /// How much work there is; unknown is not none.
+    pub lag: Reading<Lag>,
+    /// Rows that arrive per second, as counted lately; exactly 0 if none did.
+    pub arrivals: f64,
+    /// How long a row takes on one slot; `None` before the first was measured.
+    pub row_time: Option<Duration>,
+    /// How long a new slot takes until it is ready.
+    pub cold_start: Duration,
+    /// Slots that serve or are on their way to.
+    pub slots: usize,
+}
+
+/// What a decision leaves to the next one about the same model.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct History {
+    /// Needs of the last `scale_down_delay`, each with its time: only the largest so far of each moment, so that the first is the
+    /// largest of all.
+    needs: VecDeque<(Duration, usize)>,
+    /// When there was work last.
+    last_work: Option<Duration>,
+    /// When a slot was taken away last.
+    last_down: Option<Duration>,
+    /// Since when needs are known without a gap.
+    known_since: Option<Duration>,
+}
+
+/// How many slots there should be, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// How many.
+    pub slots: usize,
+    /// In words, with the numbers.
+    pub reason: String,
+}
+
+/// Decides. `now` is the time since any fixed moment, and only grows.
+pub fn decide(demand: &Demand, history: &mut History, now: Duration) -> Decision {
+    let Demand { scaling, slots, .. } = demand;
+    let lag = match &demand.lag {
+        Reading::Known(lag) => *lag,
+        Reading::Unknown(reason) => {
+            // What was needed meanwhile is not known either: the delay begins anew.
+            history.needs.clear();
+            history.known_since = None;
+            history.last_work = Some(now);
+            return Decision {
+                slots: *slots,
+                reason: format!("{slots} slots stay: how much waits is unknown ({reason})"),
+            };
+        }
+    };
+    let (need, why) = need(demand, lag);
+    if lag.waiting + lag.in_flight > 0 || demand.arrivals > 0.0 {
+        history.last_work = Some(now);
+    }
+    history.note(need, now, scaling.scale_down_delay);
+    let bounded = need.clamp(scaling.min_slots, scaling.max_slots.max(scaling.min_slots));
+    let bound = match bounded.cmp(&need) {
+        std::cmp::Ordering::Less => format!("; `max_slots` allows {bounded}"),
+        std::cmp::Ordering::Greater => format!("; `min_slots` keeps {bounded}"),
+        std::cmp::Ordering::Equal => String::new(),
+    };
+    if bounded > *slots {
+        return Decision { slots: bounded, reason: format!("{why}{bound}: up from {slots}") };
+    }
+    if bounded == *slots {
+        return Decision { slots: bounded, reason: format!("{why}{bound}") };
+    }
+    down(demand, history, now, bounded, &format!("{why}{bound}"))
+}
+
+/// The slots that the work needs, whatever is allowed.
+fn need(demand: &Demand, lag: Lag) -> (usize, String) {
+    let rows = lag.waiting + lag.in_flight;
+    if rows == 0 && demand.arrivals <= 0.0 {
+        return (0, "nothing waits and nothing arrives".into());
+    }
+    let Some(row_time) = demand.row_time else {
+        // One slot tells how long a row takes; more before that would be a guess.
+        return (1, format!("{rows} rows, and how long one takes is not known yet: one slot finds out"));
+    };
+    let seconds = row_time.as_secs_f64();
+    let target = demand.scaling.target_wait.as_secs_f64();
+    let within = |time: f64| rows as f64 * seconds / time + demand.arrivals * seconds;
+    let of = |slots: f64| (slots - 1e-9).ceil().max(0.0) as usize;
+    let mut time = target;
+    let mut need = of(within(time));
+    if need > demand.slots && within(time) <= demand.slots as f64 * (1.0 + SLACK) {
+        // What arrives comes and goes by chance. If it is really more, the backlog grows and says so.
+        need = demand.slots;
+    }
+    if need > demand.slots {
+        // Whoever is started now comes late: less than half of the time is never counted on.
+        time = (target - demand.cold_start.as_secs_f64()).max(target / 2.0);
+        need = of(within(time));
+    }
+    // Something waits: one at least.
+    need = need.max(usize::from(rows > 0));
+    let why = format!(
+        "{rows} rows of {} and {:.1} more each second, to be done within {:.1} s, need {need} slots",
+        humantime::format_duration(Duration::from_micros(row_time.as_micros() as u64)),
+        demand.arrivals,
+        time
+    );
+    (need, why)
+}
+
+impl History {
+    fn note(&mut self, need: usize, now: Duration, kept: Duration) {
+        self.known_since.get_or_insert(now);
+        while self.needs.back().is_some_and(|(_, earlier)| *earlier <= need) {
+            self.needs.pop_back();
+        }
+        self.needs.push_back((now, need));
+        // One that is older stays until a younger one is as old: it counts to the end of the time.
+        while self.needs.front().is_some_and(|(at, _)| now.saturating_sub(*at) > kept) {
+            self.needs.pop_front();
+        }
+    }
+
+    /// The most that was needed lately.
+    fn most(&self) -> usize {
+        self.needs.front().map_or(0, |(_, need)| *need)
+    }
+}
+
+/// One slot less, if as many were not needed for long enough; none at all only if nobody has asked for long enough.
+fn down(demand: &Demand, history: &mut History, now: Duration, bounded: usize, why: &str) -> Decision {
+    let Demand { scaling, slots, .. } = demand;
+    let stay = |reason: String| Decision { slots: *slots, reason };
+    let known_for = history.known_since.map_or(Duration::ZERO, |since| now.saturating_sub(since));
+    let delay = scaling.scale_down_delay;
+    let most = history.most().max(bounded);
+    if known_for < delay || most >= *slots {
+        return stay(format!("{why}; {slots} stay until fewer were enough for {delay:?}"));
+    }
+    if *slots == 1 {
+        let idle = history.last_work.map_or(known_for, |at| now.saturating_sub(at));
+        if idle < scaling.idle_to_zero {
+            return stay(format!("{why}; the last slot stays until nothing was asked for {:?}", scaling.idle_to_zero));
+        }
+    }
+    // One step at a time, so that each shows what the next would cost; the more there are too many, the faster.
+    let pause = delay / u32::try_from(*slots - most).unwrap_or(u32::MAX).max(1);
+    if history.last_down.is_some_and(|at| now.saturating_sub(at) < pause) {
+        return stay(format!("{why}; one less after a pause"));
+    }
+    history.last_down = Some(now);
+    let fewer = slots - 1;
+    Decision { slots: fewer, reason: format!("{why}, and no more than {most} for {delay:?}: down from {slots}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn demand(waiting: u64, arrivals: f64, slots: usize) -> Demand {
+        let scaling = Scaling { scale_down_delay: seconds(15), idle_to_zero: seconds(60), ..Scaling::default() };
+        Demand {
+            scaling,
+            lag: Reading::Known(Lag { waiting, in_flight: 0 }),
+            arrivals,
+            row_time: Some(Duration::from_millis(100)),
+            cold_start: Duration::from_millis(500),
+            slots,
+        }
+    }
+
+    fn once(demand: &Demand) -> usize {
+        decide(demand, &mut History::default(), seconds(100)).slots
+    }
+
+    #[test]
+    fn the_backlog_and_what_arrives_decide_together() {
+        let cases = [
+            ("nothing", demand(0, 0.0, 0), 0),
+            ("the first request", demand(1, 0.0, 0), 1),
+            ("20 rows of 0.1 s in 2 s", demand(20, 0.0, 1), 1),
+            ("arrivals alone: 25 per second", demand(0, 25.0, 3), 3),
+            ("both: 1 for the backlog and 2 for arrivals", demand(20, 20.0, 3), 3),
+            ("a little over-booked", demand(2, 32.0, 3), 3),
+            ("no longer a little", demand(12, 32.0, 3), 4),
+            ("1.5 s are left once new slots are ready", demand(60, 0.0, 1), 4),
+            ("no more than allowed", demand(10_000, 0.0, 1), 8),
+        ];
+        for (what, demand, slots) in cases {
+            assert_eq!(once(&demand), slots, "{what}");
+        }
+        let kept = Demand { scaling: Scaling { min_slots: 2, ..Scaling::default() }, ..demand(0, 0.0, 0) };
+        assert_eq!(once(&kept), 2);
+        let unmeasured = Demand { row_time: None, ..demand(500, 50.0, 0) };
+        assert_eq!(once(&unmeasured), 1);
+    }
+
+    #[test]
+    fn unknown_lag_holds_what_there_is_and_the_delay_begins_anew() {
+        let mut history = History::default();
+        let unknown = Demand { lag: Reading::Unknown("the broker is away".into()), ..demand(0, 0.0, 5) };
+        for at in 0..1000 {
+            let decision = decide(&unknown, &mut history, seconds(at));
+            assert_eq!(decision.slots, 5);
+            assert!(decision.reason.contains("the broker is away"));
+        }
+        let idle = demand(0, 0.0, 5);
+        assert_eq!(decide(&idle, &mut history, seconds(1000)).slots, 5, "it was not known to be idle before");
+        assert_eq!(decide(&idle, &mut history, seconds(1016)).slots, 4);
+    }
+
+    /// The times at which the number of slots changes, if each decision is carried out at once.
+    fn changes(demand: &mut Demand, history: &mut History, from: u64, to: u64) -> Vec<(u64, usize)> {
+        let mut changes = Vec::new();
+        for at in from..to {
+            let slots = decide(demand, history, seconds(at)).slots;
+            if slots != demand.slots {
+                changes.push((at, slots));
+                demand.slots = slots;
+            }
+        }
+        changes
+    }
+
+    #[test]
+    fn down_comes_late_in_steps_and_zero_last() {
+        let mut history = History::default();
+        let mut busy = demand(0, 25.0, 3);
+        assert_eq!(changes(&mut busy, &mut history, 0, 60), []);
+        let mut idle = Demand { slots: 3, ..demand(0, 0.0, 3) };
+        // Nothing before 15 s without need; the last after a minute without a request, which came at 59 s.
+        let seen = changes(&mut idle, &mut history, 60, 200);
+        assert_eq!(seen.iter().map(|(_, slots)| *slots).collect::<Vec<_>>(), [2, 1, 0]);
+        assert!(seen[0].0 >= 75 && seen[1].0 > seen[0].0 && seen[2].0 == 119, "{seen:?}");
+    }
+
+    #[test]
+    fn a_short_lull_takes_nothing_away() {
+        let mut history = History::default();
+        for round in 0..20 {
+            let from = round * 20;
+            assert_eq!(changes(&mut demand(0, 25.0, 3), &mut history, from, from + 10), []);
+            assert_eq!(changes(&mut demand(0, 0.0, 3), &mut history, from + 10, from + 20), []);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_stays_within_its_bounds_and_goes_down_by_one_at_most(
+            steps in prop::collection::vec((0..500_u64, 0.0..200.0_f64, any::<bool>()), 1..200),
+            min in 0..4_usize,
+            spread in 0..10_usize,
+        ) {
+            let scaling = Scaling { min_slots: min, max_slots: min + spread, ..Scaling::default() };
+            let mut history = History::default();
+            let mut slots = min;
+            for (at, (waiting, arrivals, known)) in steps.into_iter().enumerate() {
+                let lag = match known {
+                    true => Reading::Known(Lag { waiting, in_flight: 0 }),
+                    false => Reading::Unknown("no answer".into()),
+                };
+                let demand = Demand { scaling: scaling.clone(), lag, ..demand(0, arrivals, slots) };
+                let decision = decide(&demand, &mut history, seconds(at as u64));
+                prop_assert!(decision.slots >= min && decision.slots <= min + spread);
+                prop_assert!(decision.slots + 1 >= slots, "{} slots after {slots}", decision.slots);
+                if !known {
+                    prop_assert_eq!(decision.slots, slots);
+                }
+                if known && waiting > 0 && spread + min > 0 {
+                    prop_assert!(decision.slots > 0, "something waits");
+                }
+                slots = decision.slots;
+            }
+        }
+    }
+}

@@ -1,0 +1,67 @@
+use super::*;
+
+const MODEL: Model = Model { service: Duration::from_millis(100), cold_start: Duration::from_secs(1) };
+
+fn run(trace: &Trace, rule: &mut dyn Rule) -> Outcome {
+    simulate(&trace.arrivals(), MODEL, rule)
+}
+
+fn ours() -> Sluice {
+    Sluice::new(Scaling::default(), MODEL)
+}
+
+/// The two simple rules, as kind to them as their own target allows: a slot works off its share of the queue within `target_wait`.
+fn others() -> [(&'static str, Box<dyn Rule>); 2] {
+    let scaling = Scaling::default();
+    let per_slot = (scaling.target_wait.as_secs_f64() / MODEL.service.as_secs_f64()) as usize;
+    [
+        ("queue threshold", Box::new(QueueThreshold::new(per_slot, scaling.max_slots))),
+        ("target utilisation", Box::new(TargetUtilisation::new(0.7, scaling.max_slots))),
+    ]
+}
+
+#[test]
+fn every_request_is_served_and_the_same_each_time() {
+    for trace in &TRACES {
+        let arrivals = trace.arrivals();
+        let outcome = run(trace, &mut ours());
+        assert_eq!(outcome.served, arrivals.len(), "{}", trace.name);
+        assert_eq!(outcome, run(trace, &mut ours()), "{}", trace.name);
+        assert!(outcome.slot_hours * 3600.0 >= arrivals.len() as f64 * MODEL.service.as_secs_f64());
+    }
+}
+
+#[test]
+fn nobody_waits_longer_than_was_aimed_at_but_for_a_cold_start() {
+    for trace in &TRACES {
+        let outcome = run(trace, &mut ours());
+        let aim = Scaling::default().target_wait + MODEL.cold_start;
+        assert!(outcome.p99_wait <= aim, "{}: {outcome:?}", trace.name);
+    }
+}
+
+#[test]
+fn it_does_not_swing() {
+    for trace in &TRACES {
+        let outcome = run(trace, &mut ours());
+        // In four hours: changes that are taken back within a minute are rare, even where the load itself swings.
+        let most = if trace.name == "noisy" { 60 } else { 20 };
+        assert!(outcome.reversals <= most, "{}: {outcome:?}", trace.name);
+    }
+}
+
+#[test]
+fn simple_rules_cost_more_and_wait_longer() {
+    for trace in &TRACES {
+        let own = run(trace, &mut ours());
+        for (name, mut rule) in others() {
+            let other = run(trace, &mut *rule);
+            let compared = format!("{name} on {}: ours {own:?}, theirs {other:?}", trace.name);
+            assert!(own.slot_hours < other.slot_hours, "{compared}");
+            // Twice the slots for a load that changes slowly leave nothing to wait for.
+            if (trace.name, name) != ("daily", "target utilisation") {
+                assert!(own.mean_wait < other.mean_wait, "{compared}");
+            }
+        }
+    }
+}
