@@ -103,19 +103,20 @@ pub async fn import(registry: &Registry, archive: &Path, moved: Moved<'_>) -> Re
     }
     for (model, deployed) in &index.models {
         for (version, contents) in &deployed.versions {
-            keep_first(registry.store.create(&contents::key(model, version), write_record(contents)).await)?;
+            keep_same(registry, &contents::key(model, version), write_record(contents)).await?;
         }
         for revision in &deployed.history {
-            keep_first(registry.store.create(&history::key(model, revision.number), write_record(revision)).await)?;
+            keep_same(registry, &history::key(model, revision.number), write_record(revision)).await?;
         }
     }
     Ok(index.models.into_keys().collect())
 }
 
-/// An import that was interrupted goes on.
-fn keep_first(created: std::result::Result<(), StoreError>) -> Result<()> {
-    match created {
-        Ok(()) | Err(StoreError::Exists(_)) => Ok(()),
+/// An import that was interrupted goes on; what is there must be the same.
+async fn keep_same(registry: &Registry, key: &str, record: bytes::Bytes) -> Result<()> {
+    match registry.store.create(key, record.clone()).await {
+        Ok(()) => Ok(()),
+        Err(StoreError::Exists(_)) if registry.store.read(key).await?.as_ref() == Some(&record) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
@@ -124,7 +125,8 @@ fn unpack_checked(archive: &Path, into: &Path) -> Result<Index> {
     let refuse = |reason: String| RegistryError::Archive { archive: archive.to_owned(), reason };
     let mut index: Option<Index> = None;
     let mut expected = BTreeMap::new();
-    each_file(archive, |path, size, content| {
+    // The index says how many there are.
+    each_file(archive, usize::MAX, |path, size, content| {
         if index.is_none() {
             if path != Path::new(INDEX) || size > LARGEST_INDEX {
                 return Err("it does not begin with an index: `sluice model export` wrote it not".into());
@@ -134,6 +136,16 @@ fn unpack_checked(archive: &Path, into: &Path) -> Result<Index> {
             let read: Index = toml::from_str(&text).map_err(|error| format!("{INDEX}: {error}"))?;
             if read.format != FORMAT {
                 return Err(format!("it has format {}; this program reads {FORMAT}", read.format));
+            }
+            for (model, deployed) in &read.models {
+                for (version, contents) in &deployed.versions {
+                    if !sluice_core::manifest::is_version(version) {
+                        return Err(format!("{INDEX}: `{version}` is not a version"));
+                    }
+                    contents
+                        .check(model)
+                        .map_err(|reason| format!("{INDEX}: version `{version}` of `{model}`: {reason}"))?;
+                }
             }
             expected = read.files();
             index = Some(read);

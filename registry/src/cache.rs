@@ -26,16 +26,40 @@ pub struct Cache {
     limit: u64,
     /// One fetch at a time: the network is the bottleneck, and nobody may remove what another verifies.
     busy: Mutex<()>,
+    pinned: Arc<std::sync::Mutex<Vec<PathBuf>>>,
+}
+
+/// A package's folder, which stays in the cache while this lives.
+#[derive(Debug)]
+pub struct Pinned {
+    folder: PathBuf,
+    pinned: Arc<std::sync::Mutex<Vec<PathBuf>>>,
+}
+
+impl Pinned {
+    /// Where it is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let mut pinned = self.pinned.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(at) = pinned.iter().position(|folder| *folder == self.folder) {
+            pinned.swap_remove(at);
+        }
+    }
 }
 
 impl Cache {
-    /// A cache in `folder` that keeps at most `limit` bytes, besides the package that was used last.
+    /// A cache in `folder` that keeps at most `limit` bytes, besides the packages in use.
     pub fn new(folder: PathBuf, limit: u64) -> Self {
-        Self { folder, limit, busy: Mutex::new(()) }
+        Self { folder, limit, busy: Mutex::new(()), pinned: Arc::default() }
     }
 
     /// A version's folder, complete and verified. While the registry cannot be reached, a copy that is here serves.
-    pub async fn package(&self, registry: &Registry, model: &ModelName, version: &str) -> Result<PathBuf> {
+    pub async fn package(&self, registry: &Registry, model: &ModelName, version: &str) -> Result<Pinned> {
         let _busy = self.busy.lock().await;
         let folder = self.folder.join(model.as_str()).join(version);
         let contents = match registry.contents(model, version).await {
@@ -55,8 +79,10 @@ impl Cache {
         }
         let record = folder.join(CONTENTS);
         fs::write(&record, write_record(&contents)).map_err(writing(&record))?;
-        self.trim(&folder);
-        Ok(folder)
+        let pinned = Pinned { folder: folder.clone(), pinned: Arc::clone(&self.pinned) };
+        self.pinned().push(folder);
+        self.trim();
+        Ok(pinned)
     }
 
     /// Makes sure of one file. One that is damaged is fetched again, once.
@@ -103,8 +129,12 @@ impl Cache {
         })
     }
 
-    /// Removes the least recently used packages, but never `keep`.
-    fn trim(&self, keep: &Path) {
+    fn pinned(&self) -> std::sync::MutexGuard<'_, Vec<PathBuf>> {
+        self.pinned.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Removes the least recently used packages, but none that is pinned.
+    fn trim(&self) {
         let mut packages = Vec::new();
         for folder in folders(&self.folder).iter().flat_map(|model| folders(model)) {
             let used = fs::metadata(folder.join(CONTENTS)).and_then(|meta| meta.modified());
@@ -116,7 +146,7 @@ impl Cache {
             if total <= self.limit {
                 break;
             }
-            if folder == keep {
+            if self.pinned().contains(&folder) {
                 continue;
             }
             info!(package = %folder.display(), "removed from the cache, which is full");

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Component, Path};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -43,6 +43,34 @@ impl Contents {
             reason: error.to_string(),
         })?;
         Ok(Manifest { version: version.to_owned(), ..manifest })
+    }
+
+    /// Whether this can be the record of a version of `model`. It may come from anywhere: its paths become paths on hosts.
+    pub(crate) fn check(&self, model: &ModelName) -> std::result::Result<(), String> {
+        for file in &self.files {
+            let path = Path::new(&file.path);
+            let inside = path.components().all(|part| matches!(part, Component::Normal(_)));
+            if !inside || file.path.is_empty() || file.path.split('/').any(|part| part.starts_with('.')) {
+                return Err(format!("file `{}` is not a plain path inside a package", file.path));
+            }
+            if file.sha256.len() != 64 || !file.sha256.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                return Err(format!("file `{}` has the SHA-256 `{}`, which is none", file.path, file.sha256));
+            }
+        }
+        match Manifest::parse(&self.manifest) {
+            Ok(manifest) if manifest.name == *model => Ok(()),
+            Ok(manifest) => Err(format!("its model.toml is that of model `{}`", manifest.name)),
+            Err(error) => Err(format!("model.toml: {error}")),
+        }
+    }
+
+    /// What the files are, whatever the version is called.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        for file in &self.files {
+            hash.update(format!("{} {}\n", file.sha256, file.path));
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// The bytes of all files.
@@ -107,7 +135,10 @@ impl Registry {
             return Ok(None);
         }
         let key = key(model, version);
-        self.store.read(&key).await?.map(|bytes| read_record(&key, &bytes)).transpose()
+        let Some(bytes) = self.store.read(&key).await? else { return Ok(None) };
+        let contents: Contents = read_record(&key, &bytes)?;
+        contents.check(model).map_err(|reason| RegistryError::Unreadable { key, reason })?;
+        Ok(Some(contents))
     }
 }
 

@@ -98,6 +98,17 @@ pub enum RegistryError {
 }
 
 impl RegistryError {
+    /// Whether the same call may succeed later without anybody changing anything.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            // A copy of the store may lag behind what was just published; a disk may have room again.
+            Self::Store(StoreError::Other { .. } | StoreError::Missing(_))
+            | Self::NoVersion { .. }
+            | Self::Local { .. } => true,
+            _ => false,
+        }
+    }
+
     pub(crate) fn local(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.into();
         move |source| Self::Local { what, source }

@@ -92,7 +92,15 @@ impl Registry {
     /// The newest revision, if the model is deployed.
     pub async fn newest(&self, model: &ModelName) -> Result<Option<Revision>> {
         match self.revision_numbers(model).await?.last() {
-            Some(number) => self.find_revision(model, *number).await,
+            // Just written, and not yet where this was read: a copy of the store may lag behind.
+            Some(number) => match self.find_revision(model, *number).await? {
+                Some(revision) => Ok(Some(revision)),
+                None => Err(StoreError::Other {
+                    what: format!("revision {number} of model `{model}` is listed and cannot be read yet"),
+                    source: "try again".into(),
+                }
+                .into()),
+            },
             None => Ok(None),
         }
     }

@@ -13,7 +13,7 @@ mod publish;
 mod unpack;
 
 pub use archive::{export, import};
-pub use cache::Cache;
+pub use cache::{Cache, Pinned};
 pub use contents::{Contents, FileEntry};
 pub use error::RegistryError;
 pub use folder::Folder;
@@ -55,17 +55,22 @@ impl Registry {
         Ok(models)
     }
 
-    /// Removes a model: its history first, so that nobody begins to serve what is going away, then its versions.
+    /// Removes a model that is stopped. Interrupted, it can be done again: the newest revision goes last, so that until then the model is
+    /// stopped and nothing else; and no version is there whose files are not.
     pub async fn remove(&self, model: &ModelName) -> Result<()> {
-        for number in self.revision_numbers(model).await?.into_iter().rev() {
-            self.store.remove(&history::key(model, number)).await?;
+        let mut blobs = std::collections::BTreeSet::new();
+        let versions = self.versions(model).await?;
+        for version in &versions {
+            blobs.extend(self.contents(model, version).await?.files.into_iter().map(|file| file.sha256));
         }
-        for version in self.versions(model).await? {
-            let contents = self.contents(model, &version).await?;
-            self.store.remove(&contents::key(model, &version)).await?;
-            for file in contents.files {
-                self.store.remove_blob(&contents::blob_key(model, &file.sha256)).await?;
-            }
+        for version in &versions {
+            self.store.remove(&contents::key(model, version)).await?;
+        }
+        for sha256 in blobs {
+            self.store.remove_blob(&contents::blob_key(model, &sha256)).await?;
+        }
+        for number in self.revision_numbers(model).await? {
+            self.store.remove(&history::key(model, number)).await?;
         }
         Ok(())
     }

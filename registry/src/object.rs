@@ -39,8 +39,12 @@ impl Objects {
             Arc::new(LocalFileSystem::new_with_prefix(&folder).map_err(|error| unusable(error.to_string()))?)
         } else {
             sluice_broker::prepare_tls();
-            // Options such as AWS_ENDPOINT or GOOGLE_SERVICE_ACCOUNT: what the crate does not know, it passes over.
-            let environment = std::env::vars().map(|(name, value)| (name.to_ascii_lowercase(), value));
+            // Only what is meant: the crate would take a bare TOKEN or ENDPOINT too.
+            let environment = std::env::vars_os().filter_map(|(name, value)| {
+                let name = name.to_str()?.to_ascii_lowercase();
+                let ours = ["aws_", "google_", "azure_"].iter().any(|prefix| name.starts_with(prefix));
+                Some((name, value.into_string().ok()?)).filter(|_| ours)
+            });
             let options = environment.chain(settings.clone());
             let (store, prefix) =
                 object_store::parse_url_opts(&parsed, options).map_err(|error| unusable(error.to_string()))?;

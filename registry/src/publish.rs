@@ -6,7 +6,7 @@ use sluice_core::manifest::VERSION_RULE;
 use sluice_core::store::Moved;
 use sluice_core::{ModelName, StoreError};
 
-use crate::contents::{self, Contents, write_record};
+use crate::contents::{self, Contents, sha256_of, write_record};
 use crate::{Folder, Registry, RegistryError, Result};
 
 /// What became of a package.
@@ -27,7 +27,10 @@ impl Registry {
         let version = match wanted {
             Some(version) => version.to_owned(),
             None => match self.unnamed(model, folder).await? {
-                Unnamed::Same(version) => return Ok(Published { version, new: false }),
+                Unnamed::Same(version) => {
+                    self.upload_missing(model, folder, moved).await?;
+                    return Ok(Published { version, new: false });
+                }
                 Unnamed::Next(version) => version,
             },
         };
@@ -35,16 +38,11 @@ impl Registry {
             return Err(RegistryError::Unusable(format!("version `{version}`: {VERSION_RULE}")));
         }
         if let Some(earlier) = self.find_contents(model, &version).await? {
-            return same_or_taken(model, version, &earlier, folder);
+            let same = same_or_taken(model, version, &earlier, folder)?;
+            self.upload_missing(model, folder, moved).await?;
+            return Ok(same);
         }
-        for file in &folder.files {
-            let key = contents::blob_key(model, &file.sha256);
-            if self.store.blob_size(&key).await? == Some(file.size) {
-                moved(file.size);
-            } else {
-                self.store.upload(&key, &folder.path.join(&file.path), moved).await?;
-            }
-        }
+        self.upload_missing(model, folder, moved).await?;
         let record = Contents { published: unix_ms(), manifest: folder.text.clone(), files: folder.files.clone() };
         match self.store.create(&contents::key(model, &version), write_record(&record)).await {
             Ok(()) => Ok(Published { version, new: true }),
@@ -54,6 +52,28 @@ impl Registry {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Uploads the files that are not there.
+    async fn upload_missing(&self, model: &ModelName, folder: &Folder, moved: Moved<'_>) -> Result<()> {
+        for file in &folder.files {
+            let key = contents::blob_key(model, &file.sha256);
+            if self.store.blob_size(&key).await? == Some(file.size) {
+                moved(file.size);
+                continue;
+            }
+            let path = folder.path.join(&file.path);
+            self.store.upload(&key, &path, moved).await?;
+            let (read, expected) = (path.clone(), file.sha256.clone());
+            let unchanged = tokio::task::spawn_blocking(move || Ok(sha256_of(&read)? == expected)).await;
+            let unchanged = unchanged.unwrap_or_else(|panic| Err(std::io::Error::other(panic)));
+            if !unchanged.map_err(RegistryError::local(format!("cannot read `{}`", path.display())))? {
+                self.store.remove_blob(&key).await?;
+                let faults = vec![format!("`{}` changed while it was uploaded", file.path)];
+                return Err(RegistryError::Unfit { package: folder.path.clone(), faults });
+            }
+        }
+        Ok(())
     }
 
     async fn unnamed(&self, model: &ModelName, folder: &Folder) -> Result<Unnamed> {

@@ -16,7 +16,7 @@ const MOST_ENTRIES: usize = 10_000;
 /// Unpacks a `.tar`, `.tar.gz` or `.tgz` into a folder that is there, at most `largest` bytes. Not for the runtime's threads.
 pub fn unpack(archive: &Path, into: &Path, largest: u64) -> Result<()> {
     let mut left = largest;
-    each_file(archive, |path, size, content| {
+    each_file(archive, MOST_ENTRIES, |path, size, content| {
         left = left.checked_sub(size).ok_or_else(|| {
             format!("it would unpack to more than {largest} bytes: raise the limit if it is not a bomb")
         })?;
@@ -36,6 +36,7 @@ pub fn unpack(archive: &Path, into: &Path, largest: u64) -> Result<()> {
 /// be read of it.
 pub(crate) fn each_file(
     archive: &Path,
+    most_entries: usize,
     mut take: impl FnMut(&Path, u64, &mut dyn Read) -> std::result::Result<(), String>,
 ) -> Result<()> {
     let refuse = |reason: String| RegistryError::Archive { archive: archive.to_owned(), reason };
@@ -50,8 +51,8 @@ pub(crate) fn each_file(
     for (count, entry) in Archive::new(source).entries().map_err(broken)?.enumerate() {
         let mut entry = entry.map_err(broken)?;
         let path = entry.path().map_err(broken)?.into_owned();
-        if count == MOST_ENTRIES {
-            return Err(refuse(format!("it has more than {MOST_ENTRIES} entries")));
+        if count == most_entries {
+            return Err(refuse(format!("it has more than {most_entries} entries")));
         }
         let plain: std::path::PathBuf = path.components().filter(|part| !matches!(part, Component::CurDir)).collect();
         if !plain.components().all(|part| matches!(part, Component::Normal(_))) {

@@ -69,7 +69,12 @@ pub fn show(config: &impl Serialize) -> String {
             let user = secret.split_once(':').map_or("***".to_owned(), |(user, _)| format!("{user}:***"));
             format!("{scheme}://{user}@{host}")
         }
-        _ => line.to_owned(),
+        _ => match line.split_once(" = ") {
+            Some((key, _)) if ["secret", "password", "token", "access_key"].iter().any(|word| key.contains(word)) => {
+                format!("{key} = \"***\"")
+            }
+            _ => line.to_owned(),
+        },
     });
     masked.map(|line| line + "\n").collect()
 }
@@ -129,5 +134,8 @@ mod tests {
         let whole = Whole { worker: Section { url: "nats://u:secret@h:1".into(), ..Section::default() } };
         assert!(show(&whole).contains("nats://u:***@h:1"), "{}", show(&whole));
         assert!(!show(&whole).contains("secret"));
+        let options = std::collections::BTreeMap::from([("aws_secret_access_key", "hush"), ("aws_region", "here")]);
+        let shown = show(&options);
+        assert!(shown.contains("aws_region = \"here\"") && !shown.contains("hush"), "{shown}");
     }
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use sluice_core::broker::Broker;
 use sluice_core::clock::unix_ms;
 use sluice_core::names::describe_topic;
-use sluice_core::report::{ModelReport, REPORT_NOW, REPORTS, Report};
+use sluice_core::report::{ModelReport, REPORT_NOW, REPORTS, Report, State};
 use sluice_core::{Manifest, ModelName};
 use sluice_service::tasks::spawn_vital;
 use tokio::sync::watch;
@@ -42,6 +42,22 @@ impl Board {
         if before.as_ref() != Some(&report) {
             debug!(model = %report.model, revision = report.revision, state = report.state.as_str(), reason = report.reason, "state");
             self.changes.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Puts up that a model will load, unless something is known of it: until then this host is not ready.
+    pub fn expect(&self, model: &ModelName, revision: u64) {
+        if !self.models().contains_key(model) {
+            let (revision, state) = (Some(revision), State::Loading);
+            self.put(ModelReport { model: model.clone(), revision, state, reason: None, serving: None, slots: 0 });
+        }
+    }
+
+    /// What is up of a model, with another version that serves.
+    pub fn put_serving(&self, model: &ModelName, serving: Option<String>, slots: usize) {
+        let report = self.models().get(model).cloned();
+        if let Some(report) = report {
+            self.put(ModelReport { serving, slots, ..report });
         }
     }
 

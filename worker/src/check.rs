@@ -93,7 +93,11 @@ pub fn check(folder: &Path, device: Option<Device>, largest: usize, progress: &d
         // On a GPU they do nothing.
         threads = if device == Device::Cpu { threads * 2 } else { cores + 1 };
     }
-    let recommendation = recommend(&measurements, cores).context("nothing was measured")?;
+    let mut recommendation = recommend(&measurements, cores).context("nothing was measured")?;
+    if device != Device::Cpu {
+        // What was seen is the host's memory; the device's own nobody tells.
+        recommendation.memory_mib = 0;
+    }
     Ok(Report { model: package.manifest.name.to_string(), device: device.to_string(), measurements, recommendation })
 }
 
@@ -256,6 +260,9 @@ fn with_recommendation(text: &str, recommendation: &Recommendation) -> Result<St
         ("resources", "memory_mib", recommendation.memory_mib as i64),
     ];
     for (section, key, value) in values {
+        if value == 0 {
+            continue;
+        }
         let table = document.entry(section).or_insert(toml_edit::table());
         match table.get_mut(key).and_then(|item| item.as_value_mut()) {
             // With what stands around it, such as a comment.

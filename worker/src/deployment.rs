@@ -9,9 +9,8 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use sluice_core::broker::Broker;
 use sluice_core::manifest::{DeviceKind, IfMemoryIsShort, Profile, WhileStopped};
 use sluice_core::report::{ModelReport, State};
-use sluice_core::{BrokerError, Manifest, ModelName, StoreError};
-use sluice_registry::{Cache, Registry, Revision};
-use sluice_service::tasks::spawn_vital;
+use sluice_core::{BrokerError, Manifest, ModelName};
+use sluice_registry::{Cache, Registry, RegistryError, Revision};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -53,6 +52,7 @@ pub struct Deployment {
 /// Slots that serve.
 struct Running {
     package: Arc<Package>,
+    device: Device,
     tuned: watch::Sender<Arc<Package>>,
     stop: CancellationToken,
     task: JoinHandle<Result<End>>,
@@ -64,8 +64,10 @@ struct Now {
     running: Option<Running>,
     /// Those that drain.
     retiring: FuturesUnordered<JoinHandle<Result<End>>>,
-    /// Refuses requests while it lives.
-    refusing: Option<tokio_util::sync::DropGuard>,
+    /// What refuses requests, and how to end it.
+    refusing: Option<(CancellationToken, JoinHandle<Result<()>>)>,
+    /// What was unloaded to make room, until something serves again.
+    unloaded: Option<(Arc<Package>, Device)>,
 }
 
 /// What came of trying to do as a revision says.
@@ -116,6 +118,18 @@ impl Now {
         }
     }
 
+    /// No longer refuses requests; what was taken is ended first.
+    async fn accept(&mut self) {
+        if let Some((stop, task)) = self.refusing.take() {
+            stop.cancel();
+            match task.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => warn!(reason = format!("{error:#}"), "refusing requests had failed"),
+                Err(panic) => warn!(reason = %panic, "refusing requests had panicked"),
+            }
+        }
+    }
+
     fn serving(&self) -> Option<String> {
         self.running.as_ref().map(|running| running.package.manifest.version.clone())
     }
@@ -127,14 +141,17 @@ enum Ended {
 }
 
 /// Whether a change from one to the other needs the model to be loaded anew.
-fn must_reload(now: &Manifest, wanted: &Manifest) -> bool {
-    now.version != wanted.version || now.resources != wanted.resources
+fn must_reload(now: &Package, wanted: &Package) -> bool {
+    // A version that was removed and published anew has the same name and other files.
+    now.manifest.version != wanted.manifest.version
+        || now.manifest.resources != wanted.manifest.resources
+        || now.fingerprint != wanted.fingerprint
 }
 
 impl Deployment {
     /// Follows the model's revisions until the worker drains, or until the process is of no more use.
     pub async fn follow(self, mut revisions: watch::Receiver<Option<Revision>>) -> Result<End> {
-        let describing = Describing::start(&self.host.broker, &self.model, &self.host.draining).await?;
+        let Some(describing) = self.describe().await else { return Ok(End::Drained) };
         let mut now = Now::default();
         loop {
             let wanted = revisions.borrow_and_update().clone();
@@ -142,7 +159,16 @@ impl Deployment {
                 Some(revision) => self.apply(revision, &mut now, &describing, &mut revisions).await,
                 None => self.remove(&mut now, &describing).await,
             };
+            if let (Some(revision), Outcome::Settled | Outcome::TryAgain) = (&wanted, &outcome)
+                && revision.started
+                && now.running.is_none()
+                && now.unloaded.is_some()
+            {
+                self.load_again(&mut now).await;
+            }
             let again = match outcome {
+                // It waits for memory, or for the broker.
+                Outcome::Settled if now.unloaded.is_some() => Some(AGAIN),
                 Outcome::Settled => None,
                 Outcome::TryAgain => Some(AGAIN),
                 Outcome::Overtaken => Some(Duration::ZERO),
@@ -168,9 +194,47 @@ impl Deployment {
         }
     }
 
+    /// Listens to those who ask what the model takes, as soon as the broker lets it; `None` once stopped.
+    async fn describe(&self) -> Option<Describing> {
+        loop {
+            let starting = Describing::start(&self.host.broker, &self.model, &self.host.draining);
+            match self.host.draining.run_until_cancelled(starting).await? {
+                Ok(describing) => return Some(describing),
+                Err(error) => warn!(model = %self.model, reason = format!("{error:#}"), "cannot listen; trying again"),
+            }
+            self.host.draining.run_until_cancelled(tokio::time::sleep(AGAIN)).await?;
+        }
+    }
+
+    /// Loads what was unloaded for something that failed.
+    async fn load_again(&self, now: &mut Now) {
+        let Some((old, device)) = now.unloaded.clone() else { return };
+        let reservation = match self.host.memory.reserve(device, old.manifest.resources.memory_mib) {
+            Ok(reservation) => reservation,
+            Err(reason) => {
+                warn!(model = %self.model, reason, "the old version has no room any more; trying again");
+                return;
+            }
+        };
+        let preparing = self.serving(Arc::clone(&old), device).prepare();
+        match self.host.draining.run_until_cancelled(preparing).await {
+            Some(Ok(ready)) => {
+                warn!(model = %self.model, version = old.manifest.version, "the old version serves again");
+                now.unloaded = None;
+                now.running = Some(self.start(ready, old, device, reservation));
+                self.host.board.put_serving(&self.model, now.serving(), self.count);
+            }
+            Some(Err(error)) => {
+                warn!(model = %self.model, reason = format!("{error:#}"), "the old version does not load any more; trying again");
+            }
+            None => {}
+        }
+    }
+
     /// Waits until everything has drained.
     async fn drain(&self, now: &mut Now) -> Result<End> {
-        now.refusing = None;
+        now.accept().await;
+        now.unloaded = None;
         now.retire();
         while !now.retiring.is_empty() {
             if let Ended::ForGood(end) = now.ended().await {
@@ -202,6 +266,7 @@ impl Deployment {
         let put = |state, reason: Option<String>, now: &Now| self.put(revision, state, reason, now);
         if !revision.started {
             put(State::Draining, None, now);
+            now.unloaded = None;
             if let Err(error) = self.stop(revision, now, describing).await {
                 return self.report_failure(revision, error, now);
             }
@@ -211,22 +276,25 @@ impl Deployment {
             put(State::Stopped, None, now);
             return Outcome::Settled;
         }
-        now.refusing = None;
+        now.accept().await;
         if now.serving().as_deref() != Some(&revision.version) {
             put(State::Loading, None, now);
         }
+        let loaded = now.running.as_ref().map(|running| Arc::clone(&running.package));
         let fetching = async {
-            let effective = self.effective(&revision.version, &revision.profile).await?;
-            match &now.running {
-                Some(running) if !must_reload(&running.package.manifest, &effective) => {
-                    // The files are those that are loaded.
-                    anyhow::Ok(Arc::new(Package { manifest: effective, file: running.package.file.clone() }))
-                }
-                _ => {
-                    let folder = self.cache.package(&self.registry, &self.model, &revision.version).await?;
-                    Ok(Arc::new(Package { file: folder.join(&effective.file), manifest: effective }))
+            let contents = self.registry.contents(&self.model, &revision.version).await?;
+            let manifest = self.effective(&revision.version, &revision.profile).await?;
+            let fingerprint = Some(contents.fingerprint());
+            if let Some(loaded) = &loaded {
+                let same =
+                    Package { manifest: manifest.clone(), fingerprint: fingerprint.clone(), ..(**loaded).clone() };
+                if !must_reload(loaded, &same) {
+                    return anyhow::Ok(Arc::new(same));
                 }
             }
+            let pinned = self.cache.package(&self.registry, &self.model, &revision.version).await?;
+            let file = pinned.folder().join(&manifest.file);
+            Ok(Arc::new(Package { manifest, file, fingerprint, pinned: Some(Arc::new(pinned)) }))
         };
         let package = tokio::select! {
             biased;
@@ -236,9 +304,13 @@ impl Deployment {
                 Ok(package) => package,
                 Err(error) => return self.report_failure(revision, error, now),
             },
+            ended = async { loop { if let Ended::ForGood(end) = now.ended().await { break end } } } => return Outcome::Ended(ended),
         };
+        if now.running.is_none() {
+            describing.set(&package.manifest, true);
+        }
         if let Some(running) = &now.running
-            && !must_reload(&running.package.manifest, &package.manifest)
+            && !must_reload(&running.package, &package)
         {
             if let Err(error) = self.tune(&package, now).await {
                 return self.report_failure(revision, error, now);
@@ -274,14 +346,13 @@ impl Deployment {
         now.retire();
         let manifest = self.effective(&revision.version, &revision.profile).await?;
         describing.set(&manifest, false);
-        now.refusing = None;
+        now.accept().await;
         if manifest.serving.while_stopped == WhileStopped::Refuse {
             _ = self.host.broker.ensure_queue(&self.model, &manifest.queue_limits()).await?;
-            let package = Arc::new(Package { manifest, file: Default::default() });
+            let package = Arc::new(Package { manifest, file: Default::default(), fingerprint: None, pinned: None });
             let stop = self.host.draining.child_token();
             let replier = self.serving(package, self.device.unwrap_or(Device::Cpu)).replier();
-            spawn_vital("refuse", &self.host.draining, refuse(replier, stop.clone()));
-            now.refusing = Some(stop.drop_guard());
+            now.refusing = Some((stop.clone(), tokio::spawn(refuse(replier, stop))));
         }
         Ok(())
     }
@@ -319,17 +390,21 @@ impl Deployment {
         revisions: &mut watch::Receiver<Option<Revision>>,
     ) -> Result<Outcome> {
         let device = self.device_of(&package.manifest)?;
-        let mut unloaded = None;
+        let mib = package.manifest.resources.memory_mib;
         let reservation = loop {
             let freed = self.host.memory.freed();
-            let reason = match self.host.memory.reserve(device, package.manifest.resources.memory_mib) {
+            let reason = match self.host.memory.reserve(device, mib) {
                 Ok(reservation) => break reservation,
                 Err(reason) => reason,
             };
             let unload = package.manifest.serving.if_memory_is_short == IfMemoryIsShort::Unload;
-            if unload && now.running.is_some() {
+            // Nothing is given up for what would not fit even then.
+            let room = now.running.as_ref().filter(|running| running.device == device).is_some_and(|running| {
+                self.host.memory.would_fit(device, mib, running.package.manifest.resources.memory_mib)
+            });
+            if unload && room {
                 info!(model = %self.model, reason, "memory is short: the old version is unloaded first");
-                unloaded = now.running.as_ref().map(|running| Arc::clone(&running.package));
+                now.unloaded = now.running.as_ref().map(|running| (Arc::clone(&running.package), running.device));
                 now.retire();
                 self.put(revision, State::Loading, Some("the old version is unloaded first".into()), now);
                 match self.drain_all_but_refusing(now).await {
@@ -351,36 +426,19 @@ impl Deployment {
         let prepared = tokio::select! {
             biased;
             () = self.host.draining.cancelled() => return Ok(Outcome::Overtaken),
+            // To its end, whatever comes meanwhile: a thread that loads cannot be stopped, and its memory is held.
             prepared = self.serving(Arc::clone(package), device).prepare() => prepared,
-            _ = revisions.changed() => return Ok(Outcome::Overtaken),
             ended = async { loop { if let Ended::ForGood(end) = now.ended().await { break end } } } => return Ok(Outcome::Ended(ended)),
         };
-        match (prepared, unloaded) {
-            (Ok(ready), _) => {
-                now.retire();
-                now.running = Some(self.start(ready, Arc::clone(package), reservation));
-                Ok(Outcome::Settled)
-            }
-            (Err(error), None) => Err(error),
-            (Err(error), Some(old)) => {
-                drop(reservation);
-                warn!(model = %self.model, "the new version failed: the old one is loaded again");
-                let reservation = self
-                    .host
-                    .memory
-                    .reserve(device, old.manifest.resources.memory_mib)
-                    .map_err(|reason| anyhow::anyhow!("{reason}"));
-                let again =
-                    async { anyhow::Ok((self.serving(Arc::clone(&old), device).prepare().await?, reservation?)) };
-                let (ready, reservation) =
-                    again.await.context(format!("the old version does not load either, after: {error:#}"))?;
-                now.running = Some(self.start(ready, old, reservation));
-                Err(error)
-            }
-        }
+        let ready = prepared?;
+        now.retire();
+        now.unloaded = None;
+        now.running = Some(self.start(ready, Arc::clone(package), device, reservation));
+        Ok(Outcome::Settled)
     }
 
-    fn start(&self, ready: Ready, package: Arc<Package>, reservation: Reservation) -> Running {
+    fn start(&self, ready: Ready, package: Arc<Package>, device: Device, mut reservation: Reservation) -> Running {
+        reservation.loaded();
         let stop = ready.stop();
         let (tuned, receiver) = watch::channel(Arc::clone(&package));
         let task = tokio::spawn(async move {
@@ -389,7 +447,7 @@ impl Deployment {
             drop(reservation);
             end
         });
-        Running { package, tuned, stop, task }
+        Running { package, device, tuned, stop, task }
     }
 
     fn serving(&self, package: Arc<Package>, device: Device) -> Serving {
@@ -419,7 +477,7 @@ impl Deployment {
         // A store or a broker may be back in a moment; a model that does not load will not load then either.
         let passing = error.chain().any(|cause| {
             cause.downcast_ref::<BrokerError>().is_some_and(BrokerError::is_transient)
-                || matches!(cause.downcast_ref::<StoreError>(), Some(StoreError::Other { .. }))
+                || cause.downcast_ref::<RegistryError>().is_some_and(RegistryError::is_transient)
         });
         let reason = format!("{error:#}");
         warn!(model = %self.model, revision = revision.number, version = revision.version, reason,

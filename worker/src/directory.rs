@@ -14,6 +14,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::board::Board;
+
 /// The pause before the registry is asked again that could not be reached.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -24,10 +26,13 @@ pub type Found = (ModelName, watch::Receiver<Option<Revision>>);
 pub struct Directory {
     pub registry: Registry,
     pub broker: Arc<dyn Broker>,
+    pub board: Arc<Board>,
     /// Between two looks at everything.
     pub poll: Duration,
     /// Whether models count that nobody named.
     pub all: bool,
+    /// Models that are served from a folder, and do not count.
+    pub reserved: Vec<ModelName>,
     /// Told each model once.
     pub found: mpsc::Sender<Found>,
 }
@@ -94,7 +99,7 @@ impl Directory {
     }
 
     async fn add(&self, known: &mut BTreeMap<ModelName, watch::Sender<Option<Revision>>>, model: ModelName) {
-        if !known.contains_key(&model) {
+        if !known.contains_key(&model) && !self.reserved.contains(&model) {
             let (sender, receiver) = watch::channel(None);
             known.insert(model.clone(), sender);
             // Nobody listens any more once the worker stops.
@@ -139,6 +144,9 @@ impl Directory {
                     Some(revision) => info!(%model, revision = revision.number, version = revision.version,
                         started = revision.started, by = revision.by, "a new revision"),
                     None => info!(%model, "it is not deployed any more"),
+                }
+                if let Some(revision) = &newest {
+                    self.board.expect(model, revision.number);
                 }
                 *current = newest.clone();
             }

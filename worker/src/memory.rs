@@ -11,8 +11,16 @@ use crate::engine::Device;
 pub struct Memory {
     /// In MiB, by device. A device that is not here is asked, if it can tell.
     limits: BTreeMap<String, u64>,
-    held: Mutex<BTreeMap<String, u64>>,
+    held: Mutex<BTreeMap<String, Held>>,
     freed: Notify,
+}
+
+/// What models hold of one device, in MiB.
+#[derive(Default)]
+struct Held {
+    all: u64,
+    /// Of that, what is not yet there to be seen by the system.
+    loading: u64,
 }
 
 /// Memory that a loaded model holds, until this is dropped.
@@ -20,6 +28,18 @@ pub struct Reservation {
     memory: Arc<Memory>,
     device: String,
     mib: u64,
+    loaded: bool,
+}
+
+impl Reservation {
+    /// The model is loaded: from now on the system counts its memory as well.
+    pub fn loaded(&mut self) {
+        if !std::mem::replace(&mut self.loaded, true)
+            && let Some(held) = self.memory.held().get_mut(&self.device)
+        {
+            held.loading = held.loading.saturating_sub(self.mib);
+        }
+    }
 }
 
 impl Memory {
@@ -33,17 +53,29 @@ impl Memory {
         let name = device.to_string();
         let mut held = self.held();
         let taken = held.entry(name.clone()).or_default();
-        let free = match self.limits.get(&name) {
-            Some(limit) => Some(limit.saturating_sub(*taken)),
-            None if device == Device::Cpu => available_mib(),
-            None => None,
-        };
-        if let Some(free) = free.filter(|free| mib > *free) {
+        if let Some(free) = self.free(device, taken).filter(|free| mib > *free) {
             return Err(format!("it needs {mib} MiB, and {name} has {free} MiB left"));
         }
-        *taken += mib;
+        taken.all += mib;
+        taken.loading += mib;
         drop(held);
-        Ok(Reservation { memory: Arc::clone(self), device: name, mib })
+        Ok(Reservation { memory: Arc::clone(self), device: name, mib, loaded: false })
+    }
+
+    /// Whether a model would fit if another gave back what it holds.
+    pub fn would_fit(&self, device: Device, mib: u64, given_back: u64) -> bool {
+        let mut held = self.held();
+        let taken = held.entry(device.to_string()).or_default();
+        self.free(device, taken).is_none_or(|free| mib <= free + given_back)
+    }
+
+    /// What is left of a device, if that is known.
+    fn free(&self, device: Device, taken: &Held) -> Option<u64> {
+        match self.limits.get(&device.to_string()) {
+            Some(limit) => Some(limit.saturating_sub(taken.all)),
+            None if device == Device::Cpu => Some(available_mib()?.saturating_sub(taken.loading)),
+            None => None,
+        }
     }
 
     /// Waits until somebody gave memory back. Register before looking: `let freed = memory.freed(); …; freed.await`.
@@ -51,15 +83,16 @@ impl Memory {
         self.freed.notified()
     }
 
-    fn held(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
+    fn held(&self) -> MutexGuard<'_, BTreeMap<String, Held>> {
         self.held.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
+        self.loaded();
         if let Some(held) = self.memory.held().get_mut(&self.device) {
-            *held = held.saturating_sub(self.mib);
+            held.all = held.all.saturating_sub(self.mib);
         }
         self.memory.freed.notify_waiters();
     }
@@ -82,6 +115,7 @@ mod tests {
         let first = memory.reserve(Device::Cpu, 60).expect("fits");
         let refusal = memory.reserve(Device::Cpu, 60).err().expect("does not fit");
         assert_eq!(refusal, "it needs 60 MiB, and cpu has 40 MiB left");
+        assert!(memory.would_fit(Device::Cpu, 100, 60) && !memory.would_fit(Device::Cpu, 101, 60));
         let _unknown = memory.reserve(Device::Cpu, 0).expect("nothing is known of it");
         drop(first);
         assert!(memory.reserve(Device::Cpu, 60).is_ok());

@@ -1,9 +1,11 @@
 //! A package on disk: a folder with `model.toml` and the model file.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use sluice_core::Manifest;
+use sluice_registry::Pinned;
 
 /// A package that was read and checked.
 #[derive(Debug, Clone)]
@@ -12,6 +14,10 @@ pub struct Package {
     pub manifest: Manifest,
     /// Where the model file is.
     pub file: PathBuf,
+    /// What the files are, if they come from the registry.
+    pub fingerprint: Option<String>,
+    /// Keeps them in the cache.
+    pub pinned: Option<Arc<Pinned>>,
 }
 
 impl Package {
@@ -25,6 +31,6 @@ impl Package {
         if !file.is_file() {
             bail!("`file` of `{}` names `{}`, which is not there", path.display(), file.display());
         }
-        Ok(Self { manifest, file })
+        Ok(Self { manifest, file, fingerprint: None, pinned: None })
     }
 }

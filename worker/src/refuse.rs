@@ -10,6 +10,7 @@ use tracing::warn;
 
 use crate::intake::{self, Rejection};
 use crate::reply::{Replier, Verdict};
+use crate::serve::consume;
 
 /// Refusing costs nothing but messages.
 const CREDIT: usize = 256;
@@ -17,7 +18,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// Refuses requests until `stop`.
 pub async fn refuse(replier: Replier, stop: CancellationToken) -> Result<()> {
-    let mut consumer = replier.broker.consume(&replier.model, CREDIT).await?;
+    let Some(consumer) = consume(&*replier.broker, &replier.model, CREDIT, &stop).await else { return Ok(()) };
+    let mut consumer = consumer?;
     while let Some(delivery) = stop.run_until_cancelled(consumer.next()).await {
         let delivery = match delivery {
             Ok(delivery) => delivery,

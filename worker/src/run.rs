@@ -70,6 +70,7 @@ pub async fn run(config: Config, stop: CancellationToken, listening: impl FnOnce
     let mut models = JoinSet::new();
     let mut found = None;
     let starting = async {
+        let reserved: Vec<ModelName> = plan.fixed.iter().map(|fixed| fixed.package.manifest.name.clone()).collect();
         spawn_vital(
             "reports",
             &host.draining,
@@ -79,26 +80,27 @@ pub async fn run(config: Config, stop: CancellationToken, listening: impl FnOnce
             fixed.serve(&host, &mut models).await?;
         }
         if !plan.from_registry.is_empty() {
-            found = Some(follow_registry(&config, &options, plan.from_registry, &host).await?);
+            found = Some(follow_registry(&config, &options, plan.from_registry, reserved, &host).await?);
         }
         anyhow::Ok(())
     };
-    match stop.run_until_cancelled(starting).await {
-        Some(started) => started?,
-        None => {
-            host.draining.cancel();
-            broker.close().await?;
-            return Ok(Exit::Orderly);
-        }
+    let started = stop.run_until_cancelled(starting).await.unwrap_or(Ok(()));
+    if started.is_err() || stop.is_cancelled() {
+        // What serves already drains.
+        host.draining.cancel();
     }
-    let exit = serve(&config, &host, &mut models, found, &readiness).await;
+    let mut exit = serve(&config, &host, &mut models, found, &readiness).await;
+    if !stop.is_cancelled() {
+        // Nobody asked for it: something that the worker cannot do without has failed, and was logged.
+        exit = Exit::Fault;
+    }
     if let Err(error) = broker.close().await {
         warn!(%error, "the broker connection did not close in order");
     }
     engine::release_memory();
     info!("stopped");
     admin_stop.cancel();
-    Ok(exit)
+    started.map(|()| exit)
 }
 
 /// Serves until everything has drained.
@@ -228,7 +230,7 @@ impl Fixed {
     async fn serve(self, host: &Arc<Host>, models: &mut JoinSet<Result<End>>) -> Result<()> {
         let Fixed { package, device, count } = self;
         let manifest = &package.manifest;
-        let reservation: Reservation = host
+        let mut reservation: Reservation = host
             .memory
             .reserve(device, manifest.resources.memory_mib)
             .map_err(|reason| anyhow::anyhow!("model `{}` cannot be served on {device}: {reason}", manifest.name))?;
@@ -252,6 +254,7 @@ impl Fixed {
             serving: Some(manifest.version.clone()),
             slots: count,
         });
+        reservation.loaded();
         models.spawn(async move {
             // Nobody tunes it.
             let (_tuned, receiver) = watch::channel(package);
@@ -292,6 +295,7 @@ async fn follow_registry(
     config: &Config,
     options: &sluice_broker::Options,
     slots: Vec<SlotConfig>,
+    reserved: Vec<ModelName>,
     host: &Arc<Host>,
 ) -> Result<Following> {
     let registry = sluice_registry::open(&config.registry, options).await.context("cannot open the registry")?;
@@ -310,8 +314,10 @@ async fn follow_registry(
     let directory = Directory {
         registry: registry.clone(),
         broker: Arc::clone(&host.broker),
+        board: Arc::clone(&host.board),
         poll: config.worker.registry_poll,
         all: others.is_some(),
+        reserved,
         found: sender,
     };
     let following = directory.follow(named.keys().cloned().collect(), look, host.draining.clone());

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use sluice_core::ModelName;
 use sluice_core::broker::{Broker, Consumer, Delivery, Limited};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -101,7 +102,10 @@ impl Ready {
         let (broker, stop) = (Arc::clone(&serving.broker), serving.stop.clone());
         let name = serving.package.manifest.name.clone();
         let mut station = Station::new(serving, slots);
-        let mut consumer = Some(broker.consume(&name, station.credit().min(FIRST_CREDIT)).await?);
+        let mut consumer = match consume(&*broker, &name, station.credit().min(FIRST_CREDIT), &stop).await {
+            Some(consumer) => Some(consumer?),
+            None => None,
+        };
         let mut watch = tokio::time::interval(WATCH);
         watch.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let end = loop {
@@ -161,6 +165,24 @@ impl Ready {
             station.unload().await;
         }
         Ok(end)
+    }
+}
+
+/// Opens a consumer, and tries again while the broker is away; `None` once stopped.
+pub async fn consume(
+    broker: &dyn Broker,
+    model: &ModelName,
+    credit: usize,
+    stop: &CancellationToken,
+) -> Option<sluice_core::broker::Result<Box<dyn Consumer>>> {
+    loop {
+        match stop.run_until_cancelled(broker.consume(model, credit)).await? {
+            Err(error) if error.is_transient() => {
+                warn!(%model, %error, "cannot take requests; trying again");
+                stop.run_until_cancelled(tokio::time::sleep(WATCH)).await?;
+            }
+            opened => return Some(opened),
+        }
     }
 }
 

@@ -49,7 +49,7 @@ impl Profile {
                 "`{other}` cannot be tuned: a profile has the sections {}",
                 SECTIONS.join(", ")
             )])),
-            None => Ok(Self(table)),
+            None => Ok(Self(table.into_iter().filter(|(_, values)| !is_empty(values)).collect())),
         }
     }
 
@@ -128,6 +128,11 @@ impl fmt::Display for Profile {
     }
 }
 
+/// A section in which everything is a comment says nothing.
+fn is_empty(section: &Value) -> bool {
+    section.as_table().is_some_and(Table::is_empty)
+}
+
 fn as_table(manifest: &Manifest) -> Table {
     Table::try_from(manifest).expect("a manifest consists of what TOML can say")
 }
@@ -202,6 +207,7 @@ mod tests {
         let text = tuned(&[("limits.attempts", "many")]).apply(&manifest()).expect_err("not a number");
         assert!(text.to_string().contains("limits.attempts=\"many\""), "{text}");
         assert!(Profile::parse("[inputs]\nx = 1").is_err());
+        assert!(Profile::parse("[batching]\n# max_rows = 1\n[limits]").expect("nothing is tuned").is_empty());
     }
 
     #[test]

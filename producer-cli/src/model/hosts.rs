@@ -12,6 +12,8 @@ use sluice_core::report::{ModelReport, REPORT_NOW, REPORTS, Report};
 
 /// How long the first host may take to report when asked.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// How long all of them may take together.
+const LONGEST: Duration = Duration::from_secs(2);
 /// How long each further one may take.
 const QUIET: Duration = Duration::from_millis(150);
 
@@ -32,8 +34,11 @@ impl Hosts {
     /// All that report in the next moment.
     pub async fn gather(broker: &Arc<dyn Broker>) -> Result<Self> {
         let mut hosts = Self::ask(broker).await?;
+        let end = tokio::time::Instant::now() + LONGEST;
         let mut patience = PATIENCE;
-        while let Ok(next) = tokio::time::timeout(patience, hosts.next()).await {
+        while let Ok(next) =
+            tokio::time::timeout_at(end.min(tokio::time::Instant::now() + patience), hosts.next()).await
+        {
             next?;
             patience = QUIET;
         }

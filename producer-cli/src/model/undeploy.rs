@@ -7,13 +7,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use indicatif::HumanBytes;
 use serde_json::json;
-use sluice_core::broker::{BrokerError, Death, Delivery, QueueLimits, Reply, Settlement};
+use sluice_core::broker::{BrokerError, Death, Delivery, Limited, QueueLimits, Reply, Settlement};
 use sluice_core::clock::unix_ms;
 use sluice_core::{ErrorCode, Failure, ModelName, codec};
 use sluice_registry::{Action, Revision};
 
 use super::cli::Undeploy;
 use super::desk::{Desk, change};
+use super::hosts::Hosts;
 use super::wait::{Verdict, until_done};
 use crate::{common, exit};
 
@@ -49,15 +50,17 @@ pub async fn run(desk: &Desk, options: Undeploy) -> Result<ExitCode> {
             return Ok(ExitCode::from(exit::SOME_FAILED));
         }
     }
-    if newest.started {
-        drain(desk, model, &newest, options.wait_time).await?;
-    }
-    desk.registry.remove(model).await?;
-    desk.tell(model).await;
+    // Interrupted anywhere from here on, the model is stopped, and undeploying it again goes on.
+    let manifest = desk.registry.effective(model, &newest.version, &newest.profile).await;
+    drain(desk, model, &newest, options.wait_time).await?;
     let refused = match waiting {
-        Some(_) => empty_queue(desk, model).await?,
+        Some(_) => {
+            empty_queue(desk, model, manifest.map_or(Duration::ZERO, |manifest| manifest.limits.retry_delay)).await?
+        }
         None => 0,
     };
+    desk.registry.remove(model).await?;
+    desk.tell(model).await;
     desk.say(format_args!(
         "model `{model}` is removed{}",
         match refused {
@@ -81,25 +84,43 @@ async fn waiting(desk: &Desk, model: &ModelName) -> Result<Option<u64>> {
 }
 
 async fn drain(desk: &Desk, model: &ModelName, newest: &Revision, limit: Duration) -> Result<()> {
-    let change = change(Action::Stop, &newest.version, false, newest.profile.clone());
-    let stopped = desk.append(model, Some(newest), change).await?;
-    match until_done(desk, model, stopped.number, limit).await? {
-        // Without hosts there is nothing to drain.
+    let stopped = match newest.started {
+        true => {
+            let change = change(Action::Stop, &newest.version, false, newest.profile.clone());
+            desk.append(model, Some(newest), change).await?.number
+        }
+        false => newest.number,
+    };
+    if Hosts::gather(&desk.broker).await?.of(model).is_empty() {
+        // Nobody runs it: there is nothing to drain.
+        return Ok(());
+    }
+    match until_done(desk, model, stopped, limit).await? {
         (Verdict::Done | Verdict::Nobody, _) => Ok(()),
+        // What cannot be loaded or stopped in order runs nothing.
+        (Verdict::Failed(_), hosts) if hosts.iter().all(|host| host["serving"].is_null()) => Ok(()),
         (verdict, _) => {
             bail!("model `{model}` is stopped, but has not drained within {limit:?} ({verdict:?}): it is not removed")
         }
     }
 }
 
-/// Closes the queue, answers what is in it, and removes it.
-async fn empty_queue(desk: &Desk, model: &ModelName) -> Result<u64> {
-    _ = desk.broker.ensure_queue(model, &QueueLimits::closed()).await.context("cannot close the queue")?;
+/// Closes the queue, answers what is in it, and removes it. What waits for a retry comes back within `retry_delay`.
+async fn empty_queue(desk: &Desk, model: &ModelName, retry_delay: Duration) -> Result<u64> {
+    let closed = desk.broker.ensure_queue(model, &QueueLimits::closed()).await.context("cannot close the queue")?;
+    if let Limited::AsConfigured(reason) = closed {
+        bail!(
+            "the queue of model `{model}` cannot be closed, so what arrives while it is removed would be lost: {reason}. Use a user that \
+             may set its length"
+        );
+    }
+    let quiet = retry_delay + QUIET;
     let bar = desk.spinner("answering what still waits");
     let mut consumer = desk.broker.consume(model, CREDIT).await.context("cannot empty the queue")?;
     let mut refused = 0;
     loop {
-        match tokio::time::timeout(QUIET, consumer.next()).await {
+        match tokio::time::timeout(quiet, consumer.next()).await {
+            Ok(Err(error)) if error.is_transient() => tokio::time::sleep(QUIET).await,
             Ok(delivery) => {
                 refuse(desk, model, delivery?).await?;
                 refused += 1;

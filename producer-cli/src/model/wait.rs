@@ -84,7 +84,8 @@ pub async fn conclude(desk: &Desk, model: &ModelName, revision: &Revision, waiti
             (ExitCode::FAILURE, Some(format!("{done} of {all} hosts have done it so far; {}", waits.join("; "))))
         }
         Some((Verdict::Failed(reasons), hosts)) => {
-            let serving: Vec<&str> = hosts.iter().filter_map(|host| host["serving"].as_str()).collect();
+            let failed = hosts.iter().filter(|host| host["done"] != true);
+            let serving: Vec<&str> = failed.filter_map(|host| host["serving"].as_str()).collect();
             let still = serving.first().map(|version| format!("\nversion {version} still serves")).unwrap_or_default();
             (ExitCode::FAILURE, Some(format!("it failed on {}{still}", reasons.join("\n  "))))
         }

@@ -16,7 +16,7 @@ pub async fn a_package_is_fetched_once_and_a_damaged_copy_again(rig: &Rig) -> Re
     rig.registry.publish(&rig.package("m", b"weights", "")?, None, &|_| ()).await?;
     let cache = Cache::new(rig.folder().join("cache"), u64::MAX);
     let folder = cache.package(&rig.registry, &m(), "1").await?;
-    let file = folder.join("model.pt");
+    let file = folder.folder().join("model.pt");
     assert_eq!(std::fs::read(&file)?, b"weights");
     let fetched = std::fs::metadata(&file)?.modified()?;
     cache.package(&rig.registry, &m(), "1").await?;

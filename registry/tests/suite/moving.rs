@@ -25,7 +25,7 @@ pub async fn an_archive_brings_back_versions_and_history(rig: &Rig) -> Result<()
     assert_eq!(rig.registry.history(&model).await?, history);
     assert_eq!(rig.registry.contents(&model, "2").await?, contents);
     let cache = Cache::new(rig.folder().join("cache"), u64::MAX);
-    assert_eq!(std::fs::read(cache.package(&rig.registry, &model, "2").await?.join("model.pt"))?, b"two");
+    assert_eq!(std::fs::read(cache.package(&rig.registry, &model, "2").await?.folder().join("model.pt"))?, b"two");
 
     // A flipped byte of a file, and an archive that was cut short, change nothing.
     let whole = std::fs::read(&archive)?;
@@ -53,6 +53,6 @@ pub async fn a_large_file_arrives_whole(rig: &Rig) -> Result<()> {
     assert_eq!(moved.load(Ordering::Relaxed), total, "progress tells all of it");
     let cache = Cache::new(rig.folder().join("cache"), u64::MAX);
     let folder = cache.package(&rig.registry, &"m".parse()?, "1").await?;
-    assert!(std::fs::read(folder.join("model.pt"))? == weights);
+    assert!(std::fs::read(folder.folder().join("model.pt"))? == weights);
     Ok(())
 }

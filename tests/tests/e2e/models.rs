@@ -288,6 +288,10 @@ pub async fn a_lost_signal_is_made_up_for_by_the_slow_look(kind: Kind) -> Result
     let folder = sluice_registry::Folder::read(&version(&stack, 3, "")?)?;
     let published = registry.publish(&folder, None, &|_| ()).await?;
     let newest = registry.deployed(&"m".parse()?).await?;
+    // A worker that comes later is ready only once it serves.
+    let later = stack.follower("m", "")?;
+    assert_eq!(later.metric("sluice_slots", &["idle"])?, 1.0);
+    drop(later);
     let change = sluice_registry::Change {
         by: "nobody who signals".into(),
         action: sluice_registry::Action::Deploy,
