@@ -41,6 +41,11 @@ impl Registry {
         Self { store }
     }
 
+    /// What it is kept in, for those who look after that.
+    pub fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
     /// Where it is, without secrets.
     pub fn url(&self) -> &str {
         self.store.url()

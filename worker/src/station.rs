@@ -65,9 +65,11 @@ impl Station {
             max_delay: manifest.batching.max_delay,
             row_time: Duration::ZERO,
         };
+        let mut slots_gauge = serving.metrics.slots();
+        slots_gauge.set(0, slots.len(), 0);
         Self {
             replier: Arc::new(serving.replier()),
-            slots_gauge: serving.metrics.slots(),
+            slots_gauge,
             serving,
             slots: slots.into_iter().map(|slot| (slot, 0)).collect(),
             batcher: Batcher::new(policy),

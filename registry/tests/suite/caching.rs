@@ -28,11 +28,17 @@ pub async fn a_package_is_fetched_once_and_a_damaged_copy_again(rig: &Rig) -> Re
 }
 
 pub async fn what_is_damaged_in_the_registry_is_an_error_that_names_the_file(rig: &Rig) -> Result<()> {
-    let mut package = rig.package("m", b"weights", "")?;
-    // The registry is given other bytes than it is told.
-    std::fs::write(package.path.join("model.pt"), b"weightz")?;
-    package.files.sort_by(|one, other| one.path.cmp(&other.path));
+    let package = rig.package("m", b"weights", "")?;
+    let file = package.path.join("model.pt");
+    // A file that changes while it is uploaded is noticed.
+    std::fs::write(&file, b"weightz")?;
+    let text = rig.registry.publish(&package, None, &|_| ()).await.expect_err("changed").to_string();
+    assert!(text.contains("`model.pt` changed while it was uploaded"), "{text}");
+    std::fs::write(&file, b"weights")?;
     rig.registry.publish(&package, None, &|_| ()).await?;
+    std::fs::write(&file, b"weightz")?;
+    let weights = package.files.iter().find(|file| file.path == "model.pt").expect("the weights");
+    rig.registry.store().upload(&format!("blobs/m/{}", weights.sha256), &file, &|_| ()).await?;
     let cache = Cache::new(rig.folder().join("cache"), u64::MAX);
     let text = cache.package(&rig.registry, &m(), "1").await.expect_err("damaged").to_string();
     assert!(text.contains("file `model.pt` of model `m` version `1` is damaged"), "{text}");

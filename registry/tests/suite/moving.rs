@@ -34,6 +34,11 @@ pub async fn an_archive_brings_back_versions_and_history(rig: &Rig) -> Result<()
     damaged[at] = b'T';
     let elsewhere = Location::new(format!("file://{}/elsewhere", rig.folder().display()));
     let elsewhere = open(&elsewhere, &Default::default()).await?;
+    // A path that leads out of a package, on whatever host fetches it.
+    let escaping = replaced(whole.clone(), b"path = \"model.pt\"", b"path = \"../el.pt\"");
+    std::fs::write(&archive, escaping)?;
+    let text = import(&elsewhere, &archive, &|_| ()).await.expect_err("a refusal").to_string();
+    assert!(text.contains("`../el.pt` is not a plain path"), "{text}");
     for (bytes, word) in [(&damaged[..], "is damaged"), (&whole[..at - 512], "is missing")] {
         std::fs::write(&archive, bytes)?;
         let text = import(&elsewhere, &archive, &|_| ()).await.expect_err("a refusal").to_string();
@@ -55,4 +60,12 @@ pub async fn a_large_file_arrives_whole(rig: &Rig) -> Result<()> {
     let folder = cache.package(&rig.registry, &"m".parse()?, "1").await?;
     assert!(std::fs::read(folder.folder().join("model.pt"))? == weights);
     Ok(())
+}
+
+/// Every occurrence replaced by what is as long.
+fn replaced(mut bytes: Vec<u8>, from: &[u8], to: &[u8]) -> Vec<u8> {
+    while let Some(at) = bytes.windows(from.len()).position(|window| window == from) {
+        bytes[at..at + to.len()].copy_from_slice(to);
+    }
+    bytes
 }
