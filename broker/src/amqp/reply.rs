@@ -23,6 +23,8 @@ use super::publish::{Published, stored as publish};
 use super::{headers, names, queue, stream};
 
 const PAUSE: Duration = Duration::from_millis(200);
+/// How long a stream of results may be silent before it is read anew from where it was.
+const SILENCE: Duration = Duration::from_secs(10);
 /// Messages that have come and nobody has asked for.
 const BUFFERED: usize = 1024;
 
@@ -191,7 +193,9 @@ pub(super) async fn results(link: &Arc<Link>, job: &JobId) -> Result<Results> {
                     continue;
                 }
             };
-            while let Some(stream::Entry { offset, delivery }) = reader.next().await {
+            // A broker that was slow to start may have forgotten a reader that it accepted: after a silence it is asked anew.
+            while let Ok(Some(stream::Entry { offset, delivery })) = tokio::time::timeout(SILENCE, reader.next()).await
+            {
                 // A stream is read from the chunk that holds the place.
                 if offset < next {
                     continue;
@@ -204,6 +208,7 @@ pub(super) async fn results(link: &Arc<Link>, job: &JobId) -> Result<Results> {
                     return;
                 }
             }
+            drop(reader);
             tokio::time::sleep(PAUSE).await;
         }
     });

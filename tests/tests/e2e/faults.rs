@@ -12,7 +12,7 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use sluice_core::broker::{Broker, BrokerError, Limited, QueueLimits, Replies, Submission};
 use sluice_core::codec::ContentType;
-use sluice_core::{Envelope, ErrorCode, ReplyTo};
+use sluice_core::{Envelope, ErrorCode, ReplyTo, RequestId};
 use sluice_e2e::stack::{SOON, envelope, floats, next, rows, submit};
 use sluice_e2e::{Stack, fixture};
 use xtask::broker::Kind;
@@ -121,8 +121,14 @@ pub async fn a_broker_restarted_under_load_loses_nothing(kind: Kind) -> Result<(
     tokio::time::sleep(Duration::from_millis(500)).await;
     stack.server.restart()?;
     submitting.await??;
-    all_answered(&mut results, 1500).await?;
     let model = "m".parse()?;
+    if let Err(error) = all_answered(&mut results, 1500).await {
+        // Who has stopped: the worker, or the reader?
+        let ids: Vec<RequestId> = (0..1500).map(|index| format!("r{index}").parse()).collect::<Result<_, _>>()?;
+        let stored = broker.stored_results(&"job".parse()?, &ids).await.map(|stored| stored.len());
+        let rows = worker.metric("sluice_rows_total", &[]);
+        return Err(error.context(format!("the worker has run {rows:?} rows, and {stored:?} answers are stored")));
+    }
     stack.wait_until_empty(&broker, &model).await?;
     assert!(broker.dead_letters(&model, 10).await?.is_empty());
     Ok(())
