@@ -1,18 +1,18 @@
 //! One model of the registry on this host: makes what runs equal to the newest revision. The new is ready before the old drains;
 //! what cannot be done leaves the old serving, and is reported.
 
+mod now;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use anyhow::Result;
 use sluice_core::broker::Broker;
 use sluice_core::manifest::{DeviceKind, IfMemoryIsShort, Profile, WhileStopped};
 use sluice_core::report::{ModelReport, State};
 use sluice_core::{BrokerError, Manifest, ModelName};
 use sluice_registry::{Cache, Registry, RegistryError, Revision};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -23,6 +23,7 @@ use crate::metrics::Metrics;
 use crate::package::Package;
 use crate::refuse::refuse;
 use crate::serve::{End, Ready, Serving};
+use now::{Ended, Now, Outcome, Running, must_reload};
 
 /// After this, what a broker or a store was asked in vain is asked again.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -47,105 +48,6 @@ pub struct Deployment {
     /// Instead of what the package asks for.
     pub device: Option<Device>,
     pub count: usize,
-}
-
-/// Slots that serve.
-struct Running {
-    package: Arc<Package>,
-    device: Device,
-    tuned: watch::Sender<Arc<Package>>,
-    stop: CancellationToken,
-    task: JoinHandle<Result<End>>,
-}
-
-/// What runs now.
-#[derive(Default)]
-struct Now {
-    running: Option<Running>,
-    /// Those that drain.
-    retiring: FuturesUnordered<JoinHandle<Result<End>>>,
-    /// What refuses requests, and how to end it.
-    refusing: Option<(CancellationToken, JoinHandle<Result<()>>)>,
-    /// What was unloaded to make room, until something serves again.
-    unloaded: Option<(Arc<Package>, Device)>,
-}
-
-/// What came of trying to do as a revision says.
-enum Outcome {
-    /// Done, or there is nothing more to try.
-    Settled,
-    /// It may succeed later.
-    TryAgain,
-    /// There is a newer revision, or the worker stops: this one does not matter any more.
-    Overtaken,
-    /// The process must not go on.
-    Ended(Result<End>),
-}
-
-impl Now {
-    /// Waits until something that should go on has ended, or something that drains has.
-    async fn ended(&mut self) -> Ended {
-        let running = async {
-            match &mut self.running {
-                Some(running) => (&mut running.task).await,
-                None => std::future::pending().await,
-            }
-        };
-        let retired = async {
-            match self.retiring.next().await {
-                Some(end) => end,
-                None => std::future::pending().await,
-            }
-        };
-        let end = tokio::select! {
-            end = running => {
-                self.running = None;
-                end
-            }
-            end = retired => end,
-        };
-        match end.context("serving a model panicked").and_then(|end| end) {
-            Ok(End::Drained) => Ended::Drained,
-            other => Ended::ForGood(other),
-        }
-    }
-
-    /// Lets what runs drain.
-    fn retire(&mut self) {
-        if let Some(running) = self.running.take() {
-            running.stop.cancel();
-            self.retiring.push(running.task);
-        }
-    }
-
-    /// No longer refuses requests; what was taken is ended first.
-    async fn accept(&mut self) {
-        if let Some((stop, task)) = self.refusing.take() {
-            stop.cancel();
-            match task.await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => warn!(reason = format!("{error:#}"), "refusing requests had failed"),
-                Err(panic) => warn!(reason = %panic, "refusing requests had panicked"),
-            }
-        }
-    }
-
-    fn serving(&self) -> Option<String> {
-        self.running.as_ref().map(|running| running.package.manifest.version.clone())
-    }
-}
-
-enum Ended {
-    Drained,
-    ForGood(Result<End>),
-}
-
-/// Whether a change from one to the other needs the model to be loaded anew.
-fn must_reload(now: &Package, wanted: &Package) -> bool {
-    // A version that was removed and published anew has the same name and other files.
-    now.manifest.version != wanted.manifest.version
-        || now.manifest.resources != wanted.manifest.resources
-        || now.fingerprint != wanted.fingerprint
 }
 
 impl Deployment {
