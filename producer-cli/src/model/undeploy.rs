@@ -2,7 +2,7 @@
 //! accepted is lost.
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use indicatif::HumanBytes;
@@ -15,13 +15,15 @@ use sluice_registry::{Action, Revision};
 use super::cli::Undeploy;
 use super::desk::{Desk, change};
 use super::hosts::Hosts;
-use super::wait::{Verdict, until_done};
+use super::wait::{Verdict, Wanted, until_done};
 use crate::{common, exit};
 
 /// Requests that are taken at once to be refused.
 const CREDIT: usize = 64;
 /// A queue from which nothing came for so long, and that says it is empty, is.
 const QUIET: Duration = Duration::from_millis(500);
+/// How long hosts may take to notice that a model is gone; who was not told notices later.
+const FORGOTTEN: Duration = Duration::from_secs(5);
 
 pub async fn run(desk: &Desk, options: Undeploy) -> Result<ExitCode> {
     let model = &options.model;
@@ -61,6 +63,7 @@ pub async fn run(desk: &Desk, options: Undeploy) -> Result<ExitCode> {
     };
     desk.registry.remove(model).await?;
     desk.tell(model).await;
+    until_forgotten(desk, model).await?;
     desk.say(format_args!(
         "model `{model}` is removed{}",
         match refused {
@@ -87,9 +90,9 @@ async fn drain(desk: &Desk, model: &ModelName, newest: &Revision, limit: Duratio
     let stopped = match newest.started {
         true => {
             let change = change(Action::Stop, &newest.version, false, newest.profile.clone());
-            desk.append(model, Some(newest), change).await?.number
+            Wanted::of(&desk.append(model, Some(newest), change).await?)
         }
-        false => newest.number,
+        false => Wanted::of(newest),
     };
     if Hosts::gather(&desk.broker).await?.of(model).is_empty() {
         // Nobody runs it: there is nothing to drain.
@@ -103,6 +106,13 @@ async fn drain(desk: &Desk, model: &ModelName, newest: &Revision, limit: Duratio
             bail!("model `{model}` is stopped, but has not drained within {limit:?} ({verdict:?}): it is not removed")
         }
     }
+}
+
+/// Waits a moment until no host speaks of the model any more: it may come back under its name at once.
+async fn until_forgotten(desk: &Desk, model: &ModelName) -> Result<()> {
+    let deadline = Instant::now() + FORGOTTEN;
+    while !Hosts::gather(&desk.broker).await?.of(model).is_empty() && Instant::now() < deadline {}
+    Ok(())
 }
 
 /// Closes the queue, answers what is in it, and removes it. What waits for a retry comes back within `retry_delay`.

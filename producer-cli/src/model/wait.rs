@@ -28,17 +28,40 @@ pub enum Verdict {
     Overtaken(u64),
 }
 
+/// What the hosts are to come to.
+#[derive(Clone, Copy)]
+pub struct Wanted {
+    /// The revision.
+    pub revision: u64,
+    /// Whether it lets the model serve.
+    pub started: bool,
+}
+
+impl Wanted {
+    pub fn of(revision: &Revision) -> Self {
+        Self { revision: revision.number, started: revision.started }
+    }
+
+    /// Whether a host has come to its end with the revision, and well.
+    fn is_met(self, report: &ModelReport) -> bool {
+        report.revision == Some(self.revision)
+            && report.state == if self.started { State::Ready } else { State::Stopped }
+    }
+}
+
 /// Judges by what the hosts say.
-pub fn judge(wanted: u64, reports: &[(&str, &ModelReport)]) -> Verdict {
+pub fn judge(wanted: Wanted, reports: &[(&str, &ModelReport)]) -> Verdict {
     let reports: Vec<_> =
         reports.iter().filter_map(|(host, report)| Some((*host, report.revision?, *report))).collect();
     if reports.is_empty() {
         return Verdict::Nobody;
     }
-    if let Some((_, newer, _)) = reports.iter().find(|(_, revision, _)| *revision > wanted) {
+    if let Some((_, newer, _)) = reports.iter().find(|(_, revision, _)| *revision > wanted.revision) {
         return Verdict::Overtaken(*newer);
     }
-    let settled = |(_, revision, report): &&(&str, u64, &ModelReport)| *revision == wanted && report.state.is_settled();
+    let settled = |(_, revision, report): &&(&str, u64, &ModelReport)| {
+        wanted.is_met(report) || (*revision == wanted.revision && report.state == State::Failed)
+    };
     let done = reports.iter().filter(settled).count();
     if done < reports.len() {
         return Verdict::Pending(done, reports.len());
@@ -55,7 +78,7 @@ pub async fn conclude(desk: &Desk, model: &ModelName, revision: &Revision, waiti
     let state = if revision.started { "started" } else { "stopped" };
     desk.say(format_args!("model `{model}`: revision {}, version {}, {state}", revision.number, revision.version));
     let verdict = match waiting.wait {
-        true => Some(until_done(desk, model, revision.number, waiting.wait_time).await?),
+        true => Some(until_done(desk, model, Wanted::of(revision), waiting.wait_time).await?),
         false => None,
     };
     let (code, words) = match &verdict {
@@ -117,13 +140,24 @@ fn named(hosts: &[Value]) -> String {
 }
 
 /// Waits until all hosts have settled; the verdict when that is so, or when the time is over, and what each host said last.
-pub async fn until_done(desk: &Desk, model: &ModelName, wanted: u64, limit: Duration) -> Result<(Verdict, Vec<Value>)> {
+pub async fn until_done(
+    desk: &Desk,
+    model: &ModelName,
+    wanted: Wanted,
+    limit: Duration,
+) -> Result<(Verdict, Vec<Value>)> {
     let bar = desk.spinner("waiting for hosts");
     let deadline = tokio::time::Instant::now() + limit;
     // Hosts that report a moment later must be heard before anything is done.
     let mut hosts = Hosts::gather(&desk.broker).await?;
     loop {
-        let verdict = judge(wanted, &hosts.of(model));
+        let mut verdict = judge(wanted, &hosts.of(model));
+        if matches!(verdict, Verdict::Overtaken(_))
+            && desk.registry.newest(model).await?.is_none_or(|newest| newest.number <= wanted.revision)
+        {
+            // A host that still speaks of a model of this name that was removed.
+            verdict = Verdict::Pending(0, hosts.of(model).len());
+        }
         match &verdict {
             Verdict::Nobody => bar.set_message("waiting for a worker that takes it up"),
             Verdict::Pending(done, all) => bar.set_message(format!("{done} of {all} hosts have done it")),
@@ -142,9 +176,9 @@ pub async fn until_done(desk: &Desk, model: &ModelName, wanted: u64, limit: Dura
     }
 }
 
-fn as_json(wanted: u64, reports: &[(&str, &ModelReport)]) -> Vec<Value> {
+fn as_json(wanted: Wanted, reports: &[(&str, &ModelReport)]) -> Vec<Value> {
     let one = |(host, report): &(&str, &ModelReport)| {
-        let done = report.revision == Some(wanted) && report.state.is_settled() && report.state != State::Failed;
+        let done = wanted.is_met(report);
         json!({ "host": host, "state": report.state, "reason": report.reason, "serving": report.serving,
             "revision": report.revision, "slots": report.slots, "done": done })
     };
@@ -171,18 +205,21 @@ mod tests {
     fn it_is_done_when_every_host_has_settled_at_the_revision() {
         let (old, loading, ready) = (report(1, State::Ready), report(2, State::Loading), report(2, State::Ready));
         let (failed, newer) = (report(2, State::Failed), report(3, State::Ready));
+        let stopped = report(2, State::Stopped);
         let cases = [
             (vec![], Verdict::Nobody),
             (vec![("a", &old)], Verdict::Pending(0, 1)),
             (vec![("a", &ready), ("b", &old)], Verdict::Pending(1, 2)),
             (vec![("a", &ready), ("b", &loading)], Verdict::Pending(1, 2)),
             (vec![("a", &ready), ("b", &ready)], Verdict::Done),
+            // Of a model that was removed and came back under its name.
+            (vec![("a", &stopped)], Verdict::Pending(0, 1)),
             (vec![("a", &failed), ("b", &loading)], Verdict::Pending(1, 2)),
             (vec![("a", &failed), ("b", &ready)], Verdict::Failed(vec!["a: it does not load".into()])),
             (vec![("a", &ready), ("b", &newer)], Verdict::Overtaken(3)),
         ];
         for (reports, verdict) in cases {
-            assert_eq!(judge(2, &reports), verdict, "{reports:?}");
+            assert_eq!(judge(Wanted { revision: 2, started: true }, &reports), verdict, "{reports:?}");
         }
     }
 }
