@@ -48,11 +48,16 @@ pub async fn run(global: &Global, options: Model) -> Result<ExitCode> {
             ModelCommand::Import { archive } => backup::import(&desk, &archive).await,
         }
     };
-    tokio::select! {
+    let done = tokio::select! {
         done = work => done,
         _ = tokio::signal::ctrl_c() => {
             eprintln!("interrupted; `sluice model show MODEL` tells what is true now");
             Ok(ExitCode::from(crate::exit::INTERRUPTED))
         }
+    };
+    // The last signal must be on its way before this process ends.
+    if let Err(error) = desk.broker.close().await {
+        eprintln!("note: the connection did not close in order, and hosts may find out later: {error}");
     }
+    done
 }

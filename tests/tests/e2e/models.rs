@@ -316,7 +316,9 @@ pub async fn an_archive_carries_models_to_another_registry(kind: Kind) -> Result
     model(&stack, &["undeploy", "m", "--yes", "--force"])?;
     let text = model(&stack, &["import", "backup.tar"])?;
     assert!(text.contains("brought back m"), "{text}");
+    let began = Instant::now();
     model(&stack, &["start", "m", "--wait"])?;
+    assert!(began.elapsed() < Duration::from_secs(10), "the command that ended before had signalled");
     assert_eq!(ask(&stack)?, Ok(3.0));
     model(&stack, &["rollback", "m", "--wait"])?;
     assert_eq!(ask(&stack)?, Ok(2.0));
