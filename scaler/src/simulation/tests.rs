@@ -1,3 +1,5 @@
+//! The rules over all traces: everyone is served, nobody waits long, nothing swings.
+
 use super::*;
 
 const MODEL: Model = Model { service: Duration::from_millis(100), cold_start: Duration::from_secs(1) };
