@@ -86,15 +86,6 @@ pub enum RegistryError {
     /// A URL that cannot be used.
     #[error("{0}")]
     Unusable(String),
-    /// A file of this machine.
-    #[error("{what}")]
-    Local {
-        /// What was being done.
-        what: String,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
 }
 
 impl RegistryError {
@@ -102,16 +93,15 @@ impl RegistryError {
     pub fn is_transient(&self) -> bool {
         match self {
             // A copy of the store may lag behind what was just published; a disk may have room again.
-            Self::Store(StoreError::Other { .. } | StoreError::Missing(_))
-            | Self::NoVersion { .. }
-            | Self::Local { .. } => true,
+            Self::Store(StoreError::Other { .. } | StoreError::Missing(_) | StoreError::Local { .. }) => true,
+            Self::NoVersion { .. } => true,
             _ => false,
         }
     }
 
     pub(crate) fn local(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.into();
-        move |source| Self::Local { what, source }
+        move |source| Self::Store(StoreError::Local { what, source })
     }
 }
 

@@ -2,13 +2,14 @@
 //! what cannot be done leaves the old serving, and is reported.
 
 mod now;
+mod switch;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use sluice_core::broker::Broker;
-use sluice_core::manifest::{DeviceKind, IfMemoryIsShort, Profile, WhileStopped};
+use sluice_core::manifest::{Profile, WhileStopped};
 use sluice_core::report::{ModelReport, State};
 use sluice_core::{BrokerError, Manifest, ModelName};
 use sluice_registry::{Cache, Registry, RegistryError, Revision};
@@ -18,12 +19,12 @@ use tracing::{info, warn};
 
 use crate::board::{Board, Describing};
 use crate::engine::Device;
-use crate::memory::{Memory, Reservation};
+use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::package::Package;
 use crate::refuse::refuse;
-use crate::serve::{End, Ready, Serving};
-use now::{Ended, Now, Outcome, Running, must_reload};
+use crate::serve::{End, Serving};
+use now::{Ended, Now, Outcome, must_reload};
 
 /// After this, what a broker or a store was asked in vain is asked again.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -108,42 +109,12 @@ impl Deployment {
         }
     }
 
-    /// Loads what was unloaded for something that failed.
-    async fn load_again(&self, now: &mut Now) {
-        let Some((old, device)) = now.unloaded.clone() else { return };
-        let reservation = match self.host.memory.reserve(device, old.manifest.resources.memory_mib) {
-            Ok(reservation) => reservation,
-            Err(reason) => {
-                warn!(model = %self.model, reason, "the old version has no room any more; trying again");
-                return;
-            }
-        };
-        let preparing = self.serving(Arc::clone(&old), device).prepare();
-        match self.host.draining.run_until_cancelled(preparing).await {
-            Some(Ok(ready)) => {
-                warn!(model = %self.model, version = old.manifest.version, "the old version serves again");
-                now.unloaded = None;
-                now.running = Some(self.start(ready, old, device, reservation));
-                self.host.board.put_serving(&self.model, now.serving(), self.count);
-            }
-            Some(Err(error)) => {
-                warn!(model = %self.model, reason = format!("{error:#}"), "the old version does not load any more; trying again");
-            }
-            None => {}
-        }
-    }
-
     /// Waits until everything has drained.
     async fn drain(&self, now: &mut Now) -> Result<End> {
         now.accept().await;
         now.unloaded = None;
         now.retire();
-        while !now.retiring.is_empty() {
-            if let Ended::ForGood(end) = now.ended().await {
-                return end;
-            }
-        }
-        Ok(End::Drained)
+        now.drained().await
     }
 
     async fn remove(&self, now: &mut Now, describing: &Describing) -> Outcome {
@@ -172,7 +143,7 @@ impl Deployment {
             if let Err(error) = self.stop(revision, now, describing).await {
                 return self.report_failure(revision, error, now);
             }
-            if let end @ (Ok(End::Fault(_)) | Err(_)) = self.drain_all_but_refusing(now).await {
+            if let end @ (Ok(End::Fault(_)) | Err(_)) = now.drained().await {
                 return Outcome::Ended(end);
             }
             put(State::Stopped, None, now);
@@ -206,7 +177,7 @@ impl Deployment {
                 Ok(package) => package,
                 Err(error) => return self.report_failure(revision, error, now),
             },
-            ended = async { loop { if let Ended::ForGood(end) = now.ended().await { break end } } } => return Outcome::Ended(ended),
+            ended = now.ended_for_good() => return Outcome::Ended(ended),
         };
         if now.running.is_none() {
             describing.set(&package.manifest, true);
@@ -259,15 +230,6 @@ impl Deployment {
         Ok(())
     }
 
-    async fn drain_all_but_refusing(&self, now: &mut Now) -> Result<End> {
-        while !now.retiring.is_empty() {
-            if let Ended::ForGood(end) = now.ended().await {
-                return end;
-            }
-        }
-        Ok(End::Drained)
-    }
-
     /// Other limits for what runs.
     async fn tune(&self, package: &Arc<Package>, now: &mut Now) -> Result<()> {
         let Some(running) = &mut now.running else { return Ok(()) };
@@ -283,75 +245,6 @@ impl Deployment {
         Ok(())
     }
 
-    /// Loads what is wanted beside what runs, lets it serve, and lets the old drain. If memory is short, as the profile says.
-    async fn switch(
-        &self,
-        revision: &Revision,
-        package: &Arc<Package>,
-        now: &mut Now,
-        revisions: &mut watch::Receiver<Option<Revision>>,
-    ) -> Result<Outcome> {
-        let device = self.device_of(&package.manifest)?;
-        let mib = package.manifest.resources.memory_mib;
-        let reservation = loop {
-            let freed = self.host.memory.freed();
-            let reason = match self.host.memory.reserve(device, mib) {
-                Ok(reservation) => break reservation,
-                Err(reason) => reason,
-            };
-            let unload = package.manifest.serving.if_memory_is_short == IfMemoryIsShort::Unload;
-            // Nothing is given up for what would not fit even then.
-            let room = now.running.as_ref().filter(|running| running.device == device).is_some_and(|running| {
-                self.host.memory.would_fit(device, mib, running.package.manifest.resources.memory_mib)
-            });
-            if unload && room {
-                info!(model = %self.model, reason, "memory is short: the old version is unloaded first");
-                now.unloaded = now.running.as_ref().map(|running| (Arc::clone(&running.package), running.device));
-                now.retire();
-                self.put(revision, State::Loading, Some("the old version is unloaded first".into()), now);
-                match self.drain_all_but_refusing(now).await {
-                    Ok(End::Drained) => continue,
-                    other => return Ok(Outcome::Ended(other)),
-                }
-            }
-            self.put(revision, State::Waiting, Some(format!("not enough memory: {reason}")), now);
-            tokio::select! {
-                () = self.host.draining.cancelled() => return Ok(Outcome::Overtaken),
-                _ = revisions.changed() => return Ok(Outcome::Overtaken),
-                () = freed => {}
-                // Memory of the machine comes back without a word.
-                () = tokio::time::sleep(AGAIN) => {}
-                ended = now.ended() => if let Ended::ForGood(end) = ended { return Ok(Outcome::Ended(end)) },
-            }
-        };
-        self.put(revision, State::Loading, None, now);
-        let prepared = tokio::select! {
-            biased;
-            () = self.host.draining.cancelled() => return Ok(Outcome::Overtaken),
-            // To its end, whatever comes meanwhile: a thread that loads cannot be stopped, and its memory is held.
-            prepared = self.serving(Arc::clone(package), device).prepare() => prepared,
-            ended = async { loop { if let Ended::ForGood(end) = now.ended().await { break end } } } => return Ok(Outcome::Ended(ended)),
-        };
-        let ready = prepared?;
-        now.retire();
-        now.unloaded = None;
-        now.running = Some(self.start(ready, Arc::clone(package), device, reservation));
-        Ok(Outcome::Settled)
-    }
-
-    fn start(&self, ready: Ready, package: Arc<Package>, device: Device, mut reservation: Reservation) -> Running {
-        reservation.loaded();
-        let stop = ready.stop();
-        let (tuned, receiver) = watch::channel(Arc::clone(&package));
-        let task = tokio::spawn(async move {
-            let end = ready.serve(receiver).await;
-            // Only now is the model unloaded.
-            drop(reservation);
-            end
-        });
-        Running { package, device, tuned, stop, task }
-    }
-
     fn serving(&self, package: Arc<Package>, device: Device) -> Serving {
         Serving {
             broker: Arc::clone(&self.host.broker),
@@ -362,13 +255,6 @@ impl Deployment {
             host: self.host.name.clone(),
             stop: self.host.draining.child_token(),
         }
-    }
-
-    fn device_of(&self, manifest: &Manifest) -> Result<Device> {
-        Ok(self.device.unwrap_or(match manifest.resources.device {
-            DeviceKind::Cpu => Device::Cpu,
-            DeviceKind::Cuda => Device::Cuda(0),
-        }))
     }
 
     async fn effective(&self, version: &str, profile: &Profile) -> Result<Manifest> {

@@ -12,6 +12,7 @@ mod intake;
 mod memory;
 mod metrics;
 pub mod package;
+mod plan;
 mod refuse;
 mod reply;
 mod run;

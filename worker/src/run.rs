@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use prometheus::Registry;
 use sluice_broker::Patience;
 use sluice_core::ModelName;
-use sluice_core::manifest::DeviceKind;
-use sluice_core::report::{ModelReport, State};
+use sluice_core::report::State;
 use sluice_registry::Cache;
 use sluice_service::admin::{self, Readiness};
 use sluice_service::tasks::spawn_vital;
@@ -18,15 +17,15 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::board::{Board, Describing};
+use crate::board::Board;
 use crate::config::{Config, Served, SlotConfig};
 use crate::deployment::{Deployment, Host};
 use crate::directory::{Directory, Found};
-use crate::engine::{self, Device};
-use crate::memory::{Memory, Reservation};
+use crate::engine;
+use crate::memory::Memory;
 use crate::metrics::Metrics;
-use crate::package::Package;
-use crate::serve::{End, Serving};
+use crate::plan::Plan;
+use crate::serve::End;
 
 /// How the worker ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -174,96 +173,6 @@ async fn serve(
     }
     readiness.set(Some("stopping".into()));
     exit
-}
-
-/// What a configuration asks for.
-struct Plan {
-    fixed: Vec<Fixed>,
-    from_registry: Vec<SlotConfig>,
-}
-
-/// A package that the configuration names: it does not change.
-struct Fixed {
-    package: Arc<Package>,
-    device: Device,
-    count: usize,
-}
-
-impl Plan {
-    fn of(slots: &[SlotConfig]) -> Result<Self> {
-        let mut plan = Plan { fixed: Vec::new(), from_registry: Vec::new() };
-        let mut names: Vec<ModelName> = Vec::new();
-        for slot in slots {
-            match slot.serves()? {
-                Served::Package(folder) => {
-                    let package = Package::open(folder)?;
-                    let device = match (slot.device()?, package.manifest.resources.device) {
-                        (Some(device), _) => device,
-                        (None, DeviceKind::Cpu) => Device::Cpu,
-                        (None, DeviceKind::Cuda) => Device::Cuda(0),
-                    };
-                    names.push(package.manifest.name.clone());
-                    plan.fixed.push(Fixed { package: Arc::new(package), device, count: slot.count });
-                }
-                Served::Model(model) => {
-                    names.push(model);
-                    plan.from_registry.push(slot.clone());
-                }
-                Served::All => plan.from_registry.push(slot.clone()),
-            }
-        }
-        names.sort();
-        match names.windows(2).find(|pair| pair[0] == pair[1]) {
-            Some(pair) => {
-                bail!(
-                    "two of `worker.slots` serve a model of the name `{}`: a worker serves one package of a model",
-                    pair[0]
-                )
-            }
-            None => Ok(plan),
-        }
-    }
-}
-
-impl Fixed {
-    /// Loads the package and serves it. One that cannot be served ends the worker: nobody could change that while it runs.
-    async fn serve(self, host: &Arc<Host>, models: &mut JoinSet<Result<End>>) -> Result<()> {
-        let Fixed { package, device, count } = self;
-        let manifest = &package.manifest;
-        let mut reservation: Reservation = host
-            .memory
-            .reserve(device, manifest.resources.memory_mib)
-            .map_err(|reason| anyhow::anyhow!("model `{}` cannot be served on {device}: {reason}", manifest.name))?;
-        let serving = Serving {
-            broker: Arc::clone(&host.broker),
-            metrics: Arc::new(host.metrics.of_model(&manifest.name, &device.to_string())),
-            package: Arc::clone(&package),
-            device,
-            count,
-            host: host.name.clone(),
-            stop: host.draining.clone(),
-        };
-        let ready = serving.prepare().await?;
-        let describing = Describing::start(&host.broker, &manifest.name, &host.draining).await?;
-        describing.set(manifest, true);
-        host.board.put(ModelReport {
-            model: manifest.name.clone(),
-            revision: None,
-            state: State::Ready,
-            reason: None,
-            serving: Some(manifest.version.clone()),
-            slots: count,
-        });
-        reservation.loaded();
-        models.spawn(async move {
-            // Nobody tunes it.
-            let (_tuned, receiver) = watch::channel(package);
-            let end = ready.serve(receiver).await;
-            drop((describing, reservation));
-            end
-        });
-        Ok(())
-    }
 }
 
 /// The registry, followed.

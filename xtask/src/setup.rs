@@ -202,7 +202,7 @@ pub fn python_packages() -> Result<PathBuf> {
     python_folder("python-examples-2", &["nats-py>=2.9,<3", "aio-pika>=9,<10", "msgpack>=1,<2"])
 }
 
-/// A folder with a server that speaks S3, for `PYTHONPATH`: `python3 -m moto.server`.
+/// A folder with a server that speaks S3 (moto), for `PYTHONPATH`.
 pub fn s3_server() -> Result<PathBuf> {
     python_folder("python-s3-1", &["moto[s3]>=5.2,<6", "flask>=3,<4", "flask-cors>=6,<7"])
 }

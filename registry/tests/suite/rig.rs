@@ -97,10 +97,27 @@ pub fn change(action: Action, version: &str) -> Change {
     Change { by: "tester".into(), action, version: version.into(), started: true, profile: Default::default() }
 }
 
+/// moto looks whether an object is there and then writes it, in threads: two could do so at once, as in no real store. So one request
+/// at a time.
+const S3_SERVER: &str = "
+import sys, threading
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import run_simple
+
+app = DomainDispatcherApplication(create_backend_app)
+one_at_a_time = threading.Lock()
+
+def serve(environ, start_response):
+    with one_at_a_time:
+        return list(app(environ, start_response))
+
+run_simple('127.0.0.1', int(sys.argv[1]), serve, threaded=True)
+";
+
 fn start_s3(folder: &Path) -> Result<(Location, Service)> {
     let port = free_port()?;
     let mut command = Command::new("python3");
-    command.args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &port.to_string()]);
+    command.args(["-c", S3_SERVER, &port.to_string()]);
     command.env("PYTHONPATH", xtask::setup::s3_server()?);
     let mut server = Service::start("s3", &mut command, folder)?;
     wait_for_port(&mut server, port, Duration::from_secs(60))?;

@@ -270,13 +270,17 @@ pub async fn a_request_may_name_a_version(kind: Kind) -> Result<()> {
     let broker = stack.connect().await?;
     let mut inbox = broker.inbox().await?;
     let mut ask = async |wanted: &str| {
-        let request = Envelope { version: Some(wanted.into()), ..envelope(&format!("r-{}", wanted.len()), &*inbox) };
+        let id = format!("r-{}", wanted.replace('.', "_"));
+        let request = Envelope { version: Some(wanted.into()), ..envelope(&id, &*inbox) };
         submit(&broker, Submission::new("m".parse()?, request, rows(&[[1.0; 4]]))).await?;
         anyhow::Ok(floats(&next(&mut inbox).await?))
     };
     assert_eq!(ask("v1.0").await?, Ok(vec![2.0; 4]));
     let unknown = ask("v2").await?.expect_err("unknown");
     assert!(unknown.contains("NOT_FOUND: model `m` has no version `v2` here; `v1.0` serves"), "{unknown}");
+    // The same files under another name are another version.
+    deploy(&stack, &stack.folder().join("m-2"), &["--version", "v1.1", "--wait"])?;
+    assert_eq!(ask("v1.1").await?, Ok(vec![2.0; 4]));
     Ok(())
 }
 

@@ -74,6 +74,25 @@ impl Now {
         }
     }
 
+    /// Waits until the process must not go on.
+    pub async fn ended_for_good(&mut self) -> Result<End> {
+        loop {
+            if let Ended::ForGood(end) = self.ended().await {
+                return end;
+            }
+        }
+    }
+
+    /// Waits until nothing drains any more.
+    pub async fn drained(&mut self) -> Result<End> {
+        while !self.retiring.is_empty() {
+            if let Ended::ForGood(end) = self.ended().await {
+                return end;
+            }
+        }
+        Ok(End::Drained)
+    }
+
     /// Lets what runs drain.
     pub fn retire(&mut self) {
         if let Some(running) = self.running.take() {
@@ -99,6 +118,7 @@ impl Now {
     }
 }
 
+/// What an end means.
 pub enum Ended {
     Drained,
     ForGood(Result<End>),
@@ -106,8 +126,7 @@ pub enum Ended {
 
 /// Whether a change from one to the other needs the model to be loaded anew.
 pub fn must_reload(now: &Package, wanted: &Package) -> bool {
-    // A version that was removed and published anew has the same name and other files.
-    now.manifest.version != wanted.manifest.version
-        || now.manifest.resources != wanted.manifest.resources
-        || now.fingerprint != wanted.fingerprint
+    // The files decide, not what the version is called: the same ones only change their name, and a name that was removed may have
+    // come back with others.
+    now.fingerprint != wanted.fingerprint || now.manifest.resources != wanted.manifest.resources
 }

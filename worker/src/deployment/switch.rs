@@ -1,0 +1,121 @@
+//! From one version to another: loaded beside it, or in its place where memory is short, and back if that fails.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use sluice_core::Manifest;
+use sluice_core::manifest::{DeviceKind, IfMemoryIsShort};
+use sluice_core::report::State;
+use sluice_registry::Revision;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::now::{Ended, Now, Outcome, Running};
+use super::{AGAIN, Deployment};
+use crate::engine::Device;
+use crate::memory::Reservation;
+use crate::package::Package;
+use crate::serve::{End, Ready};
+
+impl Deployment {
+    /// Loads what is wanted beside what runs, lets it serve, and lets the old drain. If memory is short, as the profile says.
+    pub(super) async fn switch(
+        &self,
+        revision: &Revision,
+        package: &Arc<Package>,
+        now: &mut Now,
+        revisions: &mut watch::Receiver<Option<Revision>>,
+    ) -> Result<Outcome> {
+        let device = self.device_of(&package.manifest)?;
+        let mib = package.manifest.resources.memory_mib;
+        let reservation = loop {
+            let freed = self.host.memory.freed();
+            let reason = match self.host.memory.reserve(device, mib) {
+                Ok(reservation) => break reservation,
+                Err(reason) => reason,
+            };
+            let unload = package.manifest.serving.if_memory_is_short == IfMemoryIsShort::Unload;
+            // Nothing is given up for what would not fit even then.
+            let room = now.running.as_ref().filter(|running| running.device == device).is_some_and(|running| {
+                self.host.memory.would_fit(device, mib, running.package.manifest.resources.memory_mib)
+            });
+            if unload && room {
+                info!(model = %self.model, reason, "memory is short: the old version is unloaded first");
+                now.unloaded = now.running.as_ref().map(|running| (Arc::clone(&running.package), running.device));
+                now.retire();
+                self.put(revision, State::Loading, Some("the old version is unloaded first".into()), now);
+                match now.drained().await {
+                    Ok(End::Drained) => continue,
+                    other => return Ok(Outcome::Ended(other)),
+                }
+            }
+            self.put(revision, State::Waiting, Some(format!("not enough memory: {reason}")), now);
+            tokio::select! {
+                () = self.host.draining.cancelled() => return Ok(Outcome::Overtaken),
+                _ = revisions.changed() => return Ok(Outcome::Overtaken),
+                () = freed => {}
+                // Memory of the machine comes back without a word.
+                () = tokio::time::sleep(AGAIN) => {}
+                ended = now.ended() => if let Ended::ForGood(end) = ended { return Ok(Outcome::Ended(end)) },
+            }
+        };
+        self.put(revision, State::Loading, None, now);
+        let prepared = tokio::select! {
+            biased;
+            () = self.host.draining.cancelled() => return Ok(Outcome::Overtaken),
+            // To its end, whatever comes meanwhile: a thread that loads cannot be stopped, and its memory is held.
+            prepared = self.serving(Arc::clone(package), device).prepare() => prepared,
+            ended = now.ended_for_good() => return Ok(Outcome::Ended(ended)),
+        };
+        let ready = prepared?;
+        now.retire();
+        now.unloaded = None;
+        now.running = Some(self.start(ready, Arc::clone(package), device, reservation));
+        Ok(Outcome::Settled)
+    }
+
+    fn start(&self, ready: Ready, package: Arc<Package>, device: Device, mut reservation: Reservation) -> Running {
+        reservation.loaded();
+        let stop = ready.stop();
+        let (tuned, receiver) = watch::channel(Arc::clone(&package));
+        let task = tokio::spawn(async move {
+            let end = ready.serve(receiver).await;
+            // Only now is the model unloaded.
+            drop(reservation);
+            end
+        });
+        Running { package, device, tuned, stop, task }
+    }
+
+    /// Loads what was unloaded for something that failed.
+    pub(super) async fn load_again(&self, now: &mut Now) {
+        let Some((old, device)) = now.unloaded.clone() else { return };
+        let reservation = match self.host.memory.reserve(device, old.manifest.resources.memory_mib) {
+            Ok(reservation) => reservation,
+            Err(reason) => {
+                warn!(model = %self.model, reason, "the old version has no room any more; trying again");
+                return;
+            }
+        };
+        let preparing = self.serving(Arc::clone(&old), device).prepare();
+        match self.host.draining.run_until_cancelled(preparing).await {
+            Some(Ok(ready)) => {
+                warn!(model = %self.model, version = old.manifest.version, "the old version serves again");
+                now.unloaded = None;
+                now.running = Some(self.start(ready, old, device, reservation));
+                self.host.board.put_serving(&self.model, now.serving(), self.count);
+            }
+            Some(Err(error)) => {
+                warn!(model = %self.model, reason = format!("{error:#}"), "the old version does not load any more; trying again");
+            }
+            None => {}
+        }
+    }
+
+    fn device_of(&self, manifest: &Manifest) -> Result<Device> {
+        Ok(self.device.unwrap_or(match manifest.resources.device {
+            DeviceKind::Cpu => Device::Cpu,
+            DeviceKind::Cuda => Device::Cuda(0),
+        }))
+    }
+}
