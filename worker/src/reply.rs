@@ -174,8 +174,9 @@ impl Replier {
             traceparent: ticket.traceparent.clone(),
             ..Envelope::new(id.clone())
         };
-        // Not the request's id: asked again because its answer was lost, it would be swallowed here as a repetition.
-        let submission_id = format!("{id}.{}", unix_ms());
+        // Not the request's id: asked again because its answer was lost, it would be swallowed here as a repetition. Nor the time alone:
+        // a pipeline may come back to a queue within a millisecond, and what tells its steps apart is how many are left.
+        let submission_id = format!("{id}.{}.{}", then.len(), unix_ms());
         let submission = Submission { submission_id, ..Submission::new(model.clone(), envelope, body) };
         let mut tries = 0;
         loop {

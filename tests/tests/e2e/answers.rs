@@ -1,6 +1,7 @@
 //! The main flow: requests in, answers out.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -172,10 +173,7 @@ pub async fn a_durable_answer_is_there_for_whoever_comes_later(kind: Kind) -> Re
 
 pub async fn a_pipeline_goes_through_each_model_and_a_failure_ends_it(kind: Kind) -> Result<()> {
     let mut stack = Stack::start(kind)?;
-    let manifest = "name = \"half\"\ninputs = [{ name = \"x\", datatype = \"FP32\", shape = [-1, 4] }]\n\
-        outputs = [{ name = \"x\", datatype = \"FP32\", shape = [-1, 4] }]\n";
-    let half = Script { signature: "x: Tensor) -> Tensor", body: &["return torch.mul(x, 0.5)"], manifest }
-        .write(stack.folder(), "half")?;
+    let half = half(&stack)?;
     let double = fixture::doubler(stack.folder(), "double", 0, "")?;
     let worker = stack.worker(&[(&half, 1), (&double, 1)], "")?;
     let broker = stack.connect().await?;
@@ -197,5 +195,30 @@ pub async fn a_pipeline_goes_through_each_model_and_a_failure_ends_it(kind: Kind
     assert!(misfit.contains("INVALID_ARGUMENT") && misfit.contains("input `x`"), "{misfit}");
     assert_eq!(worker.metric("sluice_requests_total", &["forwarded"])?, 4.0);
     assert_eq!(broker.dead_letters(&"half".parse()?, 10).await?.len(), 1, "the one that could not go on is kept");
+    Ok(())
+}
+
+/// A model whose output fits its input.
+fn half(stack: &Stack) -> Result<PathBuf> {
+    let manifest = "name = \"half\"\ninputs = [{ name = \"x\", datatype = \"FP32\", shape = [-1, 4] }]\n\
+        outputs = [{ name = \"x\", datatype = \"FP32\", shape = [-1, 4] }]\n";
+    Script { signature: "x: Tensor) -> Tensor", body: &["return torch.mul(x, 0.5)"], manifest }
+        .write(stack.folder(), "half")
+}
+
+/// Faster than any clock: no step may be taken for a repetition of the one before.
+pub async fn a_pipeline_may_come_back_to_a_model_at_once(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
+    let half = half(&stack)?;
+    let _worker = stack.worker(&[(&half, 1)], "")?;
+    let broker = stack.connect().await?;
+    let mut inbox = broker.inbox().await?;
+    // One after the other: then each step takes well under a millisecond.
+    for index in 0..100 {
+        let then = vec!["half".parse()?; 8];
+        let request = Envelope { then, ..envelope(&format!("r{index}"), &*inbox) };
+        submit(&broker, Submission::new("half".parse()?, request, rows(&[[512.0; 4]]))).await?;
+        assert_eq!(floats(&next(&mut inbox).await?), Ok(vec![1.0; 4]));
+    }
     Ok(())
 }

@@ -36,7 +36,8 @@ on_each_broker! {
         a_deadline_that_passes_while_a_slot_is_busy_is_answered_at_once,
         a_version_that_is_not_served_and_a_lost_way_back_are_told,
         a_durable_answer_is_there_for_whoever_comes_later,
-        a_pipeline_goes_through_each_model_and_a_failure_ends_it;
+        a_pipeline_goes_through_each_model_and_a_failure_ends_it,
+        a_pipeline_may_come_back_to_a_model_at_once;
     models:
         a_model_is_deployed_started_stopped_and_started_again,
         versions_change_back_and_forth_under_load_without_a_failed_request,
