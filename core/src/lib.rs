@@ -1,5 +1,6 @@
 //! The words and seams that every Sluice crate shares. No sockets, no runtime, no engine.
 
+pub mod assignment;
 pub mod broker;
 pub mod clock;
 pub mod codec;
@@ -11,6 +12,7 @@ pub mod message;
 pub mod metrics;
 pub mod names;
 pub mod report;
+pub mod scaler;
 pub mod store;
 pub mod tensor;
 

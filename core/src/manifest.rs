@@ -2,6 +2,7 @@
 
 mod check;
 mod profile;
+mod scaling;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use crate::{Datatype, ModelName};
 
 pub use check::{ManifestError, VERSION_RULE, is_version};
 pub use profile::{Profile, Setting, UnknownSetting};
+pub use scaling::{Scaling, is_group};
 
 /// A whole `model.toml`. docs/model-package.md explains every key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -49,6 +51,9 @@ pub struct Manifest {
     /// How it comes, changes and goes once it is deployed.
     #[serde(default)]
     pub serving: Serving,
+    /// How many slots it has.
+    #[serde(default)]
+    pub scaling: Scaling,
 }
 
 fn default_version() -> String {
@@ -158,11 +163,13 @@ pub struct Resources {
     pub memory_mib: u64,
     /// Intra-op threads per slot.
     pub threads: usize,
+    /// Whether other models may run on the same device.
+    pub sharing: Sharing,
 }
 
 impl Default for Resources {
     fn default() -> Self {
-        Self { device: DeviceKind::Cpu, memory_mib: 0, threads: 1 }
+        Self { device: DeviceKind::Cpu, memory_mib: 0, threads: 1, sharing: Sharing::Shared }
     }
 }
 
@@ -196,6 +203,17 @@ pub enum IfMemoryIsShort {
     Wait,
     /// The old one is unloaded first: requests wait meanwhile. If the new one fails, the old one is loaded again.
     Unload,
+}
+
+/// Whether other models may run on the same device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sharing {
+    /// As many as fit.
+    #[default]
+    Shared,
+    /// It has the device for itself.
+    Exclusive,
 }
 
 /// A kind of device.

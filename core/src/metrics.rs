@@ -85,3 +85,47 @@ pub const SLOTS: Metric = Metric {
 /// All of them, for checks of dashboards and alerts.
 pub const ALL: [Metric; 9] =
     [REQUESTS, ROWS, BATCHES, BATCH_ROWS, QUEUE_SECONDS, BATCH_WAIT_SECONDS, COMPUTE_SECONDS, IN_FLIGHT, SLOTS];
+
+/// Gauge: slots of a model, as the scaler sees them.
+pub const SCALER_SLOTS: Metric = Metric {
+    name: "sluice_scaler_slots",
+    help: "Slots of a model: wanted (by its load), granted (by its group's share), placed (on hosts), unplaced (fit nowhere)",
+    labels: &["model", "kind"],
+    buckets: &[],
+};
+
+/// Gauge: what a model lags.
+pub const SCALER_LAG_ROWS: Metric = Metric {
+    name: "sluice_scaler_lag_rows",
+    help: "Rows waiting or in flight, as the scaler estimates from requests; absent while unknown",
+    labels: &["model"],
+    buckets: &[],
+};
+
+/// Gauge: models in trouble.
+pub const SCALER_TROUBLES: Metric = Metric {
+    name: "sluice_scaler_troubles",
+    help: "1 while something keeps a model from the slots that it needs; `sluice scale explain` says what",
+    labels: &["model"],
+    buckets: &[],
+};
+
+/// Gauge: hosts that report.
+pub const SCALER_HOSTS: Metric =
+    Metric { name: "sluice_scaler_hosts", help: "Hosts that report", labels: &[], buckets: &[] };
+
+/// Gauge: whether this scaler leads.
+pub const SCALER_LEADS: Metric =
+    Metric { name: "sluice_scaler_leads", help: "1 on the scaler that decides", labels: &[], buckets: &[] };
+
+/// Histogram: a round.
+pub const SCALER_ROUND_SECONDS: Metric = Metric {
+    name: "sluice_scaler_round_seconds",
+    help: "Time of a round: reading all queues, deciding, and sending assignments",
+    labels: &[],
+    buckets: SECONDS,
+};
+
+/// The scaler's.
+pub const SCALER: [Metric; 6] =
+    [SCALER_SLOTS, SCALER_LAG_ROWS, SCALER_TROUBLES, SCALER_HOSTS, SCALER_LEADS, SCALER_ROUND_SECONDS];

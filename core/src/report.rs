@@ -2,8 +2,11 @@
 //! asks.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::ModelName;
+use crate::assignment::Assignment;
 use crate::clock::UnixMs;
 
 /// The topic of [`Report`]s, as JSON.
@@ -12,6 +15,8 @@ pub const REPORTS: &str = "reports";
 pub const REPORT_NOW: &str = "report-now";
 /// The topic on which whoever wrote a revision names its model, so that nobody has to wait for the next look.
 pub const REVISED: &str = "revised";
+/// How often a host reports though nothing has changed.
+pub const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 
 /// What one host runs now.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -20,8 +25,34 @@ pub struct Report {
     pub host: String,
     /// When this was true, by the host's clock.
     pub at: UnixMs,
+    /// When its process began, which tells one that was started anew.
+    #[serde(default)]
+    pub started: UnixMs,
     /// Its models, sorted by name.
     pub models: Vec<ModelReport>,
+    /// What models can run on.
+    #[serde(default)]
+    pub devices: Vec<DeviceReport>,
+    /// What it is known by to selectors.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// The assignment that it follows, the default one before the first; `None` if its configuration says what it runs.
+    #[serde(default)]
+    pub assignment: Option<Assignment>,
+    /// Whether it is about to end.
+    #[serde(default)]
+    pub draining: bool,
+}
+
+/// A device of a host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeviceReport {
+    /// `cpu` or `cuda:N`.
+    pub name: String,
+    /// How much it can run at once: of processors, threads; of a GPU, slots.
+    pub capacity: usize,
+    /// Memory for models, if that is known.
+    pub memory_mib: Option<u64>,
 }
 
 /// One model on one host.
@@ -41,6 +72,38 @@ pub struct ModelReport {
     pub serving: Option<String>,
     /// Slots that serve.
     pub slots: usize,
+    /// Where they are; empty while that is open.
+    #[serde(default)]
+    pub device: String,
+    /// What was measured of it.
+    #[serde(default)]
+    pub measured: Measured,
+}
+
+impl ModelReport {
+    /// One of which nothing more is known.
+    pub fn new(model: ModelName, revision: Option<u64>, state: State) -> Self {
+        let (reason, serving, device) = (None, None, String::new());
+        Self { model, revision, state, reason, serving, slots: 0, device, measured: Measured::default() }
+    }
+}
+
+/// What a host measures of a model, on one device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Measured {
+    /// Rows run since the host's process began.
+    pub rows: u64,
+    /// Requests in hand: waiting in batches, running, or about to be answered.
+    pub requests_held: u64,
+    /// Rows of a request, lately; 0 before the first.
+    pub rows_per_request: f64,
+    /// Seconds that a row takes on a slot, lately; 0 before the first.
+    pub row_seconds: f64,
+    /// The share of the slots' time in which they ran, since the report before.
+    pub busy: f64,
+    /// Seconds from being told to load it until it was ready; 0 before that was seen.
+    pub cold_start_seconds: f64,
 }
 
 /// How far a host has come with a revision.

@@ -43,6 +43,24 @@ pub async fn connect(global: &Global) -> Result<Arc<dyn Broker>> {
     })
 }
 
+/// Shows something once, or again every second until Ctrl-C.
+pub async fn show_again(again: bool, mut show: impl AsyncFnMut() -> Result<()>) -> Result<std::process::ExitCode> {
+    loop {
+        if again && std::io::stdout().is_terminal() {
+            // Home, and clear what is below.
+            print!("\x1b[H\x1b[2J");
+        }
+        show().await?;
+        if !again {
+            return Ok(std::process::ExitCode::SUCCESS);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            _ = tokio::signal::ctrl_c() => return Ok(std::process::ExitCode::SUCCESS),
+        }
+    }
+}
+
 /// `350ms`, `12s`, `3m 5s`.
 pub fn short(duration: Duration) -> String {
     let rounded = if duration < Duration::from_secs(1) {
@@ -56,4 +74,11 @@ pub fn short(duration: Duration) -> String {
 /// Text from the outside, without what a terminal would obey.
 pub fn plain(text: &str) -> String {
     text.chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
+}
+
+/// `user@machine`.
+pub fn whoami() -> String {
+    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "somebody".into());
+    let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{user}@{}", machine.trim())
 }

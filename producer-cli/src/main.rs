@@ -3,10 +3,14 @@
 mod cli;
 mod common;
 mod dead;
+mod hosts;
 mod infer;
 mod input;
+mod lease;
 mod model;
 mod queue;
+mod reports;
+mod scale;
 mod submit;
 mod takes;
 
@@ -64,6 +68,10 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Queue(options) => queue::run(&global, options).await,
             Command::Dead(options) => dead::run(&global, options).await,
             Command::Model(options) => model::run(&global, options).await,
+            Command::Hosts(options) => hosts::run(&global, options).await,
+            Command::Slots(options) => hosts::slots(&global, options).await,
+            Command::Scale(options) => scale::run(&global, options).await,
+            Command::Lease(options) => lease::run(&global, options).await,
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Arguments::command(), "sluice", &mut std::io::stdout());
                 Ok(ExitCode::SUCCESS)

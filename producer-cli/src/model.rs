@@ -5,7 +5,6 @@ mod change;
 mod cli;
 mod deploy;
 mod desk;
-mod hosts;
 mod profile;
 mod show;
 mod undeploy;
@@ -14,15 +13,16 @@ mod wait;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use sluice_core::ModelName;
 
 use crate::cli::Global;
 use desk::Desk;
 
 pub use cli::Model;
-use cli::{ModelCommand, ProfileCommand};
+use cli::{ModelCommand, ProfileCommand, Waiting};
 
 pub async fn run(global: &Global, options: Model) -> Result<ExitCode> {
-    let desk = Desk::open(global, &options).await?;
+    let desk = Desk::open(global, options.registry.as_deref(), options.json).await?;
     let work = async {
         match options.command {
             ModelCommand::Deploy(options) => deploy::run(&desk, options).await,
@@ -55,9 +55,27 @@ pub async fn run(global: &Global, options: Model) -> Result<ExitCode> {
             Ok(ExitCode::from(crate::exit::INTERRUPTED))
         }
     };
+    close(&desk).await;
+    done
+}
+
+/// Tunes a model from another command.
+pub async fn set_profile(
+    global: &Global,
+    registry: Option<&str>,
+    json: bool,
+    model: &ModelName,
+    settings: &[String],
+) -> Result<ExitCode> {
+    let desk = Desk::open(global, registry, json).await?;
+    let done = profile::set(&desk, model, settings, Waiting::default()).await;
+    close(&desk).await;
+    done
+}
+
+async fn close(desk: &Desk) {
     // The last signal must be on its way before this process ends.
     if let Err(error) = desk.broker.close().await {
         eprintln!("note: the connection did not close in order, and hosts may find out later: {error}");
     }
-    done
 }

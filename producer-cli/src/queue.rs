@@ -15,25 +15,15 @@ use crate::common;
 
 pub async fn run(global: &Global, options: Queue) -> Result<ExitCode> {
     let broker = common::connect(global).await?;
-    loop {
+    common::show_again(options.watch, async || {
         let depths = read(&broker, options.model.as_ref()).await?;
-        if options.json {
-            println!("{}", as_json(&depths));
-        } else {
-            if options.watch {
-                // Home, and clear what is below.
-                print!("\x1b[H\x1b[2J");
-            }
-            print!("{}", as_table(&depths));
+        match options.json {
+            true => println!("{}", as_json(&depths)),
+            false => print!("{}", as_table(&depths)),
         }
-        if !options.watch {
-            return Ok(ExitCode::SUCCESS);
-        }
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_secs(1)) => {}
-            _ = tokio::signal::ctrl_c() => return Ok(ExitCode::SUCCESS),
-        }
-    }
+        Ok(())
+    })
+    .await
 }
 
 async fn read(broker: &Arc<dyn Broker>, only: Option<&ModelName>) -> Result<Vec<(ModelName, Vec<LaneDepth>)>> {

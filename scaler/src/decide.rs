@@ -8,36 +8,10 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use sluice_core::broker::Reading;
+pub use sluice_core::manifest::Scaling;
 
 /// Slots that there are may be over-booked by this share before another is started.
 const SLACK: f64 = 0.15;
-
-/// What a person tunes.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Scaling {
-    /// Never fewer, even if nobody asks.
-    pub min_slots: usize,
-    /// Never more.
-    pub max_slots: usize,
-    /// How long a request should wait at most.
-    pub target_wait: Duration,
-    /// Fewer slots only after so long without need for as many.
-    pub scale_down_delay: Duration,
-    /// None at all after so long without any request.
-    pub idle_to_zero: Duration,
-}
-
-impl Default for Scaling {
-    fn default() -> Self {
-        Self {
-            min_slots: 0,
-            max_slots: 8,
-            target_wait: Duration::from_secs(2),
-            scale_down_delay: Duration::from_secs(60),
-            idle_to_zero: Duration::from_secs(120),
-        }
-    }
-}
 
 /// How much work there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +65,11 @@ pub struct Decision {
 /// Decides. `now` is the time since any fixed moment, and only grows.
 pub fn decide(demand: &Demand, history: &mut History, now: Duration) -> Decision {
     let Demand { scaling, slots, .. } = demand;
+    if scaling.paused {
+        history.needs.clear();
+        history.known_since = None;
+        return Decision { slots: *slots, reason: format!("{slots} slots stay: its scaling is paused") };
+    }
     let lag = match &demand.lag {
         Reading::Known(lag) => *lag,
         Reading::Unknown(reason) => {

@@ -1,7 +1,20 @@
-//! The scaler's decisions: how many slots a model needs, as a pure function, and the simulation that compares it with simpler
-//! rules over hours of traffic.
+//! The scaler: watches queues and hosts, decides how many slots each model needs and where, and tells the hosts. Also a simulation that
+//! compares the decision with simpler rules over hours of traffic. Modules stand in the order in which a round goes through them.
 
+pub mod arrivals;
+pub mod assign;
+pub mod brain;
+pub mod catalog;
+pub mod config;
 mod decide;
+pub mod fleet;
+pub mod lease;
+mod metrics;
+pub mod place;
+pub mod record;
+mod run;
+pub mod share;
 pub mod simulation;
 
 pub use decide::{Decision, Demand, History, Lag, Scaling, decide};
+pub use run::run;

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod config;
+pub mod describe;
 pub mod shutdown;
 pub mod tasks;
 pub mod telemetry;

@@ -40,7 +40,18 @@ fn build_once() -> Result<()> {
     }
     let built = BUILT.get_or_init(|| {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.args(["build", "--quiet", "-p", "sluice", "-p", "sluice-worker", "--bins", "--examples"]);
+        cargo.args([
+            "build",
+            "--quiet",
+            "-p",
+            "sluice",
+            "-p",
+            "sluice-worker",
+            "-p",
+            "sluice-scaler",
+            "--bins",
+            "--examples",
+        ]);
         if profile_folder().is_ok_and(|folder| folder.ends_with("release")) {
             cargo.arg("--release");
         }

@@ -80,6 +80,47 @@ impl Stack {
         Ok(worker)
     }
 
+    /// Starts a host that runs what a scaler says, with room for so many slots, and waits until it is ready.
+    pub fn host(&mut self, capacity: usize) -> Result<Worker> {
+        let mut worker = self.launch_host(capacity)?;
+        worker.process.wait_for_line(": ready", SOON)?;
+        Ok(worker)
+    }
+
+    /// Starts a host that runs what a scaler says and does not wait.
+    pub fn launch_host(&mut self, capacity: usize) -> Result<Worker> {
+        let (cache, registry) = (self.folder().join("packages"), self.registry_url());
+        let config = format!(
+            "capacity = {{ cpu = {capacity} }}\ncache = \"{}\"\n[registry]\nurl = \"{registry}\"\n",
+            cache.display()
+        );
+        self.start_worker("", &config)
+    }
+
+    /// Starts a scaler and does not wait. `extra` goes into its configuration's `[scaler]` section.
+    pub fn scaler(&mut self, extra: &str) -> Result<Service> {
+        self.started += 1;
+        let name = format!("scaler-{}", self.started);
+        let admin = xtask::process::free_port()?;
+        let registry = self.registry_url();
+        let config = format!(
+            "{}[registry]\nurl = \"{registry}\"\n[scaler]\nname = \"{name}\"\nadmin = \"127.0.0.1:{admin}\"\n{extra}\n",
+            self.broker_section("")
+        );
+        let file = self.file(&format!("{name}.toml"), config)?;
+        let mut command = Command::new(binaries::path("sluice-scaler")?);
+        command.arg("--config").arg(file).env_remove("RUST_LOG");
+        Service::start(&name, &mut command, self.folder())
+    }
+
+    fn broker_section(&self, extra: &str) -> String {
+        let mut section = format!("[broker]\nurl = \"{}\"\n{extra}\n", self.server.url());
+        if let Some(management) = self.server.management() {
+            section += &format!("management = \"{management}\"\n");
+        }
+        section
+    }
+
     /// Starts a worker and does not wait.
     pub fn launch(&mut self, packages: &[(&Path, usize)], extra: &str) -> Result<Worker> {
         let slot = |(package, count): &(&Path, usize)| {
@@ -93,10 +134,7 @@ impl Stack {
         self.started += 1;
         let name = format!("worker-{}", self.started);
         let admin = xtask::process::free_port()?;
-        let mut config = format!("[broker]\nurl = \"{}\"\n{broker}\n", self.server.url());
-        if let Some(management) = self.server.management() {
-            config += &format!("management = \"{management}\"\n");
-        }
+        let mut config = self.broker_section(broker);
         config += &format!("[worker]\nhost = \"{name}\"\nadmin = \"127.0.0.1:{admin}\"\n");
         config += slots;
         let file = self.folder().join(format!("{name}.toml"));

@@ -1,89 +1,159 @@
-//! What this host runs, for all who ask: reports to everyone who listens, at each change and as a sign of life, and descriptions of its
-//! models.
+//! What this host runs, for all who ask: reports to everyone who listens, at each change and as a sign of life.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use bytes::Bytes;
+use sluice_core::ModelName;
+use sluice_core::assignment::Assignment;
 use sluice_core::broker::Broker;
-use sluice_core::clock::unix_ms;
-use sluice_core::names::describe_topic;
-use sluice_core::report::{ModelReport, REPORT_NOW, REPORTS, Report, State};
-use sluice_core::{Manifest, ModelName};
-use sluice_service::tasks::spawn_vital;
+use sluice_core::clock::{UnixMs, unix_ms};
+use sluice_core::report::{DeviceReport, ModelReport, REPORT_NOW, REPORTS, Report, SIGN_OF_LIFE, State};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::debug;
 
-/// How often a host reports though nothing has changed.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
+use crate::engine::Device;
+use crate::memory::Memory;
+use crate::meter::Meters;
+
 /// Changes that follow each other this closely make one report.
 const PAUSE: Duration = Duration::from_millis(20);
+/// The share of time that slots were busy is of at least so long.
+const BUSY_OVER: Duration = Duration::from_secs(1);
+
+/// A model, and the device that it was asked to run on, if any.
+pub type Place = (ModelName, Option<Device>);
+
+/// What a host is, whatever it runs.
+pub struct Host {
+    pub name: String,
+    pub labels: BTreeMap<String, String>,
+    /// How much each device can run at once.
+    pub capacity: BTreeMap<String, usize>,
+    pub memory: Arc<Memory>,
+    pub meters: Arc<Meters>,
+    pub started: UnixMs,
+}
 
 /// What this host runs.
 pub struct Board {
-    host: String,
-    models: Mutex<BTreeMap<ModelName, ModelReport>>,
+    host: Host,
+    shown: Mutex<Shown>,
     /// Grows at each change.
     changes: watch::Sender<u64>,
 }
 
+#[derive(Default)]
+struct Shown {
+    models: BTreeMap<Place, ModelReport>,
+    /// When the time of a place's slots was looked at, what it was, and the share that it had been.
+    busy: BTreeMap<Place, (Instant, Duration, f64)>,
+    assignment: Option<Assignment>,
+    draining: bool,
+}
+
 impl Board {
     /// An empty board.
-    pub fn new(host: String) -> Arc<Self> {
-        Arc::new(Self { host, models: Mutex::default(), changes: watch::channel(0).0 })
+    pub fn new(host: Host) -> Arc<Self> {
+        Arc::new(Self { host, shown: Mutex::default(), changes: watch::channel(0).0 })
     }
 
     /// Puts a model's state up.
-    pub fn put(&self, report: ModelReport) {
-        let before = self.models().insert(report.model.clone(), report.clone());
+    pub fn put(&self, asked: Option<Device>, report: ModelReport) {
+        let before = self.shown().models.insert((report.model.clone(), asked), report.clone());
         if before.as_ref() != Some(&report) {
             debug!(model = %report.model, revision = report.revision, state = report.state.as_str(), reason = report.reason, "state");
-            self.changes.send_modify(|count| *count += 1);
+            self.changed();
         }
     }
 
     /// Puts up that a model will load, unless something is known of it: until then this host is not ready.
     pub fn expect(&self, model: &ModelName, revision: u64) {
-        if !self.models().contains_key(model) {
-            let (revision, state) = (Some(revision), State::Loading);
-            self.put(ModelReport { model: model.clone(), revision, state, reason: None, serving: None, slots: 0 });
+        let known = self.shown().models.keys().any(|(known, _)| known == model);
+        if !known {
+            let loading = ModelReport::new(model.clone(), Some(revision), State::Loading);
+            self.put(None, loading);
         }
     }
 
     /// What is up of a model, with another version that serves.
-    pub fn put_serving(&self, model: &ModelName, serving: Option<String>, slots: usize) {
-        let report = self.models().get(model).cloned();
+    pub fn put_serving(&self, place: &Place, serving: Option<String>, slots: usize) {
+        let report = self.shown().models.get(place).cloned();
         if let Some(report) = report {
-            self.put(ModelReport { serving, slots, ..report });
+            self.put(place.1, ModelReport { serving, slots, ..report });
         }
     }
 
     /// Takes a model down.
-    pub fn remove(&self, model: &ModelName) {
-        if self.models().remove(model).is_some() {
-            self.changes.send_modify(|count| *count += 1);
+    pub fn remove(&self, place: &Place) {
+        if self.shown().models.remove(place).is_some() {
+            self.changed();
         }
+    }
+
+    /// What the scaler wants of this host.
+    pub fn follow(&self, assignment: Assignment) {
+        self.shown().assignment = Some(assignment);
+        self.changed();
     }
 
     /// Waits until `fits` is true of all models.
     pub async fn wait_until(&self, fits: impl Fn(&ModelReport) -> bool) {
         let mut changes = self.changes.subscribe();
-        while !self.models().values().all(&fits) {
+        while !self.shown().models.values().all(&fits) {
             if changes.changed().await.is_err() {
                 return;
             }
         }
     }
 
-    fn report(&self) -> Report {
-        Report { host: self.host.clone(), at: unix_ms(), models: self.models().values().cloned().collect() }
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
     }
 
-    fn models(&self) -> MutexGuard<'_, BTreeMap<ModelName, ModelReport>> {
-        self.models.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn report(&self) -> Report {
+        let mut shown = self.shown();
+        let now = Instant::now();
+        let Shown { models, busy, assignment, draining } = &mut *shown;
+        let models = models.iter().map(|(place, report)| {
+            let mut report = report.clone();
+            if !report.device.is_empty() {
+                let meter = self.host.meters.of(&report.model, &report.device);
+                report.measured = meter.read();
+                let total = meter.busy();
+                let (since, before, share) = busy.entry(place.clone()).or_insert((now, total, 0.0));
+                let passed = now - *since;
+                if passed >= BUSY_OVER {
+                    let slots = report.slots.max(1) as f64;
+                    *share = ((total - *before).as_secs_f64() / passed.as_secs_f64() / slots).min(1.0);
+                    (*since, *before) = (now, total);
+                }
+                report.measured.busy = *share;
+            }
+            report
+        });
+        let models = models.collect();
+        let device = |(name, capacity): (&String, &usize)| DeviceReport {
+            name: name.clone(),
+            capacity: *capacity,
+            memory_mib: self.host.memory.total(name),
+        };
+        Report {
+            host: self.host.name.clone(),
+            at: unix_ms(),
+            started: self.host.started,
+            models,
+            devices: self.host.capacity.iter().map(device).collect(),
+            labels: self.host.labels.clone(),
+            assignment: assignment.clone(),
+            draining: *draining,
+        }
+    }
+
+    fn shown(&self) -> MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Reports until `stop`.
@@ -97,55 +167,18 @@ impl Board {
                 debug!(%error, "could not report");
             }
             tokio::select! {
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => break,
                 _ = changes.changed() => tokio::time::sleep(PAUSE).await,
                 asked = asked.next() => { asked.context("listening for those who ask for a report")?; }
                 () = tokio::time::sleep(SIGN_OF_LIFE) => {}
             }
         }
-    }
-}
-
-/// Answers those who ask what a model takes and gives, for as long as it lives.
-pub struct Describing {
-    text: watch::Sender<Option<Bytes>>,
-    _stop: tokio_util::sync::DropGuard,
-}
-
-impl Describing {
-    /// Begins to listen.
-    pub async fn start(broker: &Arc<dyn Broker>, model: &ModelName, stop: &CancellationToken) -> Result<Self> {
-        let mut questions =
-            broker.listen(&describe_topic(model)).await.context("listening for questions about a model")?;
-        let (text, current) = watch::channel(None::<Bytes>);
-        let token = stop.child_token();
-        let guard = token.clone().drop_guard();
-        spawn_vital("describe", stop, async move {
-            while let Some(question) = token.run_until_cancelled(questions.next()).await {
-                let description = current.borrow().clone();
-                if let (Some(answer), Some(description)) = (question?.answer, description) {
-                    // Whoever asked asks again.
-                    if let Err(error) = answer.send(description).await {
-                        warn!(%error, "could not answer what a model takes");
-                    }
-                }
-            }
-            Ok(())
-        });
-        Ok(Self { text, _stop: guard })
-    }
-
-    /// What to answer from now on. `stopped` models say what becomes of requests.
-    pub fn set(&self, manifest: &Manifest, started: bool) {
-        let mut description = manifest.describe();
-        if !started {
-            description["parameters"]["stopped"] = serde_json::json!(manifest.serving.while_stopped);
+        // So that nobody counts on this host any more.
+        self.shown().draining = true;
+        let text = serde_json::to_vec(&self.report()).context("writing a report")?;
+        if let Err(error) = broker.signal(REPORTS, text.into()).await {
+            debug!(%error, "could not report");
         }
-        self.text.send_replace(Some(description.to_string().into()));
-    }
-
-    /// Says nothing from now on: the model is not deployed any more.
-    pub fn clear(&self) {
-        self.text.send_replace(None);
+        Ok(())
     }
 }

@@ -24,6 +24,9 @@ pub struct Config {
     pub worker: WorkerConfig,
 }
 
+/// Batches of one model leave gaps that those of others fill; more than a few slots only wait for each other.
+const SLOTS_PER_GPU: usize = 4;
+
 /// The `[worker]` section.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default)]
@@ -50,7 +53,12 @@ pub struct WorkerConfig {
     pub cache_mib: u64,
     /// Memory for models in MiB, by device: `{ cpu = 8192, "cuda:0" = 24000 }`. Of the processors' memory the system is asked otherwise.
     pub memory: BTreeMap<String, u64>,
-    /// What to run.
+    /// What selectors of models look for: `{ zone = "a", gpu = "a100" }`.
+    pub labels: BTreeMap<String, String>,
+    /// How much each device can run at once, `{ cpu = 8, "cuda:0" = 4 }`: of processors, threads; of a GPU, slots. Not given: all
+    /// processors, and four slots for each GPU.
+    pub capacity: BTreeMap<String, usize>,
+    /// What to run; if nothing is listed, what the scaler says.
     pub slots: Vec<SlotConfig>,
 }
 
@@ -130,6 +138,8 @@ impl Default for WorkerConfig {
             cache: PathBuf::new(),
             cache_mib: 20 * 1024,
             memory: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            capacity: BTreeMap::new(),
             slots: Vec::new(),
         }
     }
@@ -139,12 +149,13 @@ impl Config {
     /// Checks what types cannot; all faults at once.
     pub fn check(&self) -> Result<(), ConfigError> {
         let mut faults = Vec::new();
-        if self.worker.slots.is_empty() {
-            faults.push("`worker.slots` is empty: add a `[[worker.slots]]` with `model = \"*\"` for all deployed models, or `package = \"models/digits\"` for a folder".into());
-        }
-        for device in self.worker.memory.keys() {
-            if let Err(reason) = crate::engine::Device::parse(device) {
-                faults.push(format!("`worker.memory`: the device {reason}"));
+        let devices = [
+            ("memory", self.worker.memory.keys().collect::<Vec<_>>()),
+            ("capacity", self.worker.capacity.keys().collect()),
+        ];
+        for (key, devices) in devices {
+            for reason in devices.into_iter().filter_map(|device| crate::engine::Device::parse(device).err()) {
+                faults.push(format!("`worker.{key}`: the device {reason}"));
             }
         }
         for (index, slot) in self.worker.slots.iter().enumerate() {
@@ -165,6 +176,16 @@ impl Config {
             }
         }
         if faults.is_empty() { Ok(()) } else { Err(ConfigError::new("configuration", faults)) }
+    }
+
+    /// How much each device can run at once.
+    pub fn capacity(&self) -> BTreeMap<String, usize> {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let gpus = 0..crate::engine::gpus();
+        let mut capacity: BTreeMap<String, usize> = gpus.map(|gpu| (format!("cuda:{gpu}"), SLOTS_PER_GPU)).collect();
+        capacity.insert("cpu".into(), processors);
+        capacity.extend(self.worker.capacity.clone());
+        capacity
     }
 
     /// The host's name.

@@ -13,17 +13,18 @@ use sluice_core::manifest::{Profile, WhileStopped};
 use sluice_core::report::{ModelReport, State};
 use sluice_core::{BrokerError, Manifest, ModelName};
 use sluice_registry::{Cache, Registry, RegistryError, Revision};
+use sluice_service::describe::Describing;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::board::{Board, Describing};
+use crate::board::{Board, Place};
 use crate::engine::Device;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::package::Package;
 use crate::refuse::refuse;
-use crate::serve::{End, Serving};
+use crate::serve::{End, Serving, Tuned};
 use now::{Ended, Now, Outcome, must_reload};
 
 /// After this, what a broker or a store was asked in vain is asked again.
@@ -48,22 +49,28 @@ pub struct Deployment {
     pub model: ModelName,
     /// Instead of what the package asks for.
     pub device: Option<Device>,
-    pub count: usize,
+    /// How many slots; none while the scaler wants none here.
+    pub count: watch::Receiver<usize>,
 }
 
 impl Deployment {
     /// Follows the model's revisions until the worker drains, or until the process is of no more use.
-    pub async fn follow(self, mut revisions: watch::Receiver<Option<Revision>>) -> Result<End> {
+    pub async fn follow(mut self, mut revisions: watch::Receiver<Option<Revision>>) -> Result<End> {
         let Some(describing) = self.describe().await else { return Ok(End::Drained) };
         let mut now = Now::default();
         loop {
             let wanted = revisions.borrow_and_update().clone();
             let outcome = match &wanted {
+                // The scaler wants it elsewhere, or nowhere.
+                Some(revision) if *self.count.borrow_and_update() == 0 => {
+                    self.leave(revision, &mut now, &describing).await
+                }
                 Some(revision) => self.apply(revision, &mut now, &describing, &mut revisions).await,
                 None => self.remove(&mut now, &describing).await,
             };
             if let (Some(revision), Outcome::Settled | Outcome::TryAgain) = (&wanted, &outcome)
                 && revision.started
+                && self.count() > 0
                 && now.running.is_none()
                 && now.unloaded.is_some()
             {
@@ -87,6 +94,7 @@ impl Deployment {
                 tokio::select! {
                     () = self.host.draining.cancelled() => {}
                     _ = revisions.changed() => {}
+                    Ok(()) = self.count.changed() => {}
                     () = next_try => {}
                     ended = now.ended() => if let Ended::ForGood(end) = ended { return end },
                 }
@@ -117,11 +125,20 @@ impl Deployment {
         now.drained().await
     }
 
+    /// Lets everything drain, since no slots are wanted here.
+    async fn leave(&self, revision: &Revision, now: &mut Now, describing: &Describing) -> Outcome {
+        if now.running.is_some() {
+            info!(model = %self.model, device = self.place_name(), "no slots are wanted here any more");
+            self.put(revision, State::Draining, None, now);
+        }
+        self.remove(now, describing).await
+    }
+
     async fn remove(&self, now: &mut Now, describing: &Describing) -> Outcome {
         describing.clear();
         match self.drain(now).await {
             Ok(End::Drained) => {
-                self.host.board.remove(&self.model);
+                self.host.board.remove(&self.place());
                 Outcome::Settled
             }
             other => Outcome::Ended(other),
@@ -169,10 +186,12 @@ impl Deployment {
             let file = pinned.folder().join(&manifest.file);
             Ok(Arc::new(Package { manifest, file, fingerprint, pinned: Some(Arc::new(pinned)) }))
         };
+        let mut count = self.count.clone();
         let package = tokio::select! {
             biased;
             () = self.host.draining.cancelled() => return Outcome::Overtaken,
             _ = revisions.changed() => return Outcome::Overtaken,
+            Ok(_) = count.wait_for(|count| *count == 0) => return Outcome::Overtaken,
             fetched = fetching => match fetched {
                 Ok(package) => package,
                 Err(error) => return self.report_failure(revision, error, now),
@@ -233,15 +252,16 @@ impl Deployment {
     /// Other limits for what runs.
     async fn tune(&self, package: &Arc<Package>, now: &mut Now) -> Result<()> {
         let Some(running) = &mut now.running else { return Ok(()) };
-        if running.package.manifest == package.manifest {
+        let tuned = Tuned { package: Arc::clone(package), count: self.count() };
+        if running.package.manifest == package.manifest && running.tuned.borrow().count == tuned.count {
             return Ok(());
         }
         if running.package.manifest.queue_limits() != package.manifest.queue_limits() {
             _ = self.host.broker.ensure_queue(&self.model, &package.manifest.queue_limits()).await?;
         }
-        running.tuned.send_replace(Arc::clone(package));
         running.package = Arc::clone(package);
-        info!(model = %self.model, "tuned");
+        info!(model = %self.model, slots = tuned.count, "tuned");
+        running.tuned.send_replace(tuned);
         Ok(())
     }
 
@@ -251,7 +271,7 @@ impl Deployment {
             metrics: Arc::new(self.host.metrics.of_model(&self.model, &device.to_string())),
             package,
             device,
-            count: self.count,
+            count: self.count().max(1),
             host: self.host.name.clone(),
             stop: self.host.draining.child_token(),
         }
@@ -277,14 +297,21 @@ impl Deployment {
 
     fn put(&self, revision: &Revision, state: State, reason: Option<String>, now: &Now) {
         let serving = now.serving();
-        let slots = if serving.is_some() { self.count } else { 0 };
-        self.host.board.put(ModelReport {
-            model: self.model.clone(),
-            revision: Some(revision.number),
-            state,
-            reason,
-            serving,
-            slots,
-        });
+        let slots = if serving.is_some() { self.count() } else { 0 };
+        let device = now.running.as_ref().map_or_else(|| self.place_name(), |running| running.device.to_string());
+        let report = ModelReport::new(self.model.clone(), Some(revision.number), state);
+        self.host.board.put(self.device, ModelReport { reason, serving, slots, device, ..report });
+    }
+
+    fn count(&self) -> usize {
+        *self.count.borrow()
+    }
+
+    fn place(&self) -> Place {
+        (self.model.clone(), self.device)
+    }
+
+    fn place_name(&self) -> String {
+        self.device.map_or_else(String::new, |device| device.to_string())
     }
 }

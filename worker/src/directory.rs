@@ -26,7 +26,8 @@ pub type Found = (ModelName, watch::Receiver<Option<Revision>>);
 pub struct Directory {
     pub registry: Registry,
     pub broker: Arc<dyn Broker>,
-    pub board: Arc<Board>,
+    /// Where models that will load are put up, if those of the registry do without being asked for.
+    pub board: Option<Arc<Board>>,
     /// Between two looks at everything.
     pub poll: Duration,
     /// Whether models count that nobody named.
@@ -42,6 +43,7 @@ impl Directory {
     pub async fn follow(
         self,
         named: Vec<ModelName>,
+        mut asked: mpsc::UnboundedReceiver<ModelName>,
         looked: watch::Sender<bool>,
         stop: CancellationToken,
     ) -> Result<()> {
@@ -61,7 +63,7 @@ impl Directory {
                     PAUSE
                 }
             };
-            if self.serve_signals(&mut *signals, &mut known, poll, &stop).await?.is_none() {
+            if self.serve_signals(&mut *signals, &mut asked, &mut known, poll, &stop).await?.is_none() {
                 return Ok(());
             }
         }
@@ -71,6 +73,7 @@ impl Directory {
     async fn serve_signals(
         &self,
         signals: &mut dyn Signals,
+        asked: &mut mpsc::UnboundedReceiver<ModelName>,
         known: &mut BTreeMap<ModelName, watch::Sender<Option<Revision>>>,
         poll: Duration,
         stop: &CancellationToken,
@@ -78,18 +81,19 @@ impl Directory {
         let next_look = tokio::time::sleep(poll);
         tokio::pin!(next_look);
         loop {
-            let signal = tokio::select! {
+            let model = tokio::select! {
                 () = stop.cancelled() => return Ok(None),
                 () = &mut next_look => return Ok(Some(())),
-                signal = signals.next() => signal.context("listening for new revisions")?,
+                Some(model) = asked.recv() => model,
+                signal = signals.next() => {
+                    let payload = signal.context("listening for new revisions")?.payload;
+                    let name = std::str::from_utf8(&payload).ok().and_then(|name| name.parse::<ModelName>().ok());
+                    match name.filter(|model| self.all || known.contains_key(model)) {
+                        Some(model) => model,
+                        None => continue,
+                    }
+                }
             };
-            let Some(model) = std::str::from_utf8(&signal.payload).ok().and_then(|name| name.parse::<ModelName>().ok())
-            else {
-                continue;
-            };
-            if !known.contains_key(&model) && !self.all {
-                continue;
-            }
             self.add(known, model.clone()).await;
             if let Err(error) = self.look(known, &model).await {
                 warn!(%model, %error, "cannot read a new revision; looking again soon");
@@ -145,8 +149,8 @@ impl Directory {
                         started = revision.started, by = revision.by, "a new revision"),
                     None => info!(%model, "it is not deployed any more"),
                 }
-                if let Some(revision) = &newest {
-                    self.board.expect(model, revision.number);
+                if let (Some(revision), Some(board)) = (&newest, &self.board) {
+                    board.expect(model, revision.number);
                 }
                 *current = newest.clone();
             }

@@ -21,7 +21,7 @@ pub use pieces::run_requests;
 pub use warmup::example;
 
 /// Where a model runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Device {
     /// The host's processors.
     Cpu,
@@ -96,6 +96,11 @@ pub trait Model: Send + Sync {
 pub fn prepare_thread(threads: usize) -> impl Drop {
     tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(1));
     tch::no_grad_guard()
+}
+
+/// How many GPUs libtorch can use.
+pub fn gpus() -> usize {
+    usize::try_from(tch::Cuda::device_count()).unwrap_or(0)
 }
 
 /// Prepares the process, before any thread uses an engine.

@@ -78,6 +78,13 @@ impl Memory {
         }
     }
 
+    /// What models may take of a device all in all, if that is known.
+    pub fn total(&self, device: &str) -> Option<u64> {
+        let limit = self.limits.get(device).copied();
+        let held = || self.held().get(device).map_or(0, |held| held.all - held.loading);
+        limit.or_else(|| Some(available_mib().filter(|_| device == "cpu")? + held()))
+    }
+
     /// Waits until somebody gave memory back. Register before looking: `let freed = memory.freed(); …; freed.await`.
     pub fn freed(&self) -> impl Future<Output = ()> {
         self.freed.notified()

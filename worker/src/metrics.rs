@@ -1,12 +1,16 @@
 //! The worker's metrics, by the definitions in `sluice_core::metrics`. Handles are looked up once per model, not per
 //! request.
 
+use std::sync::Arc;
+
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry,
 };
 use sluice_core::metrics::{self as names, Metric};
 use sluice_core::{Lane, ModelName};
+
+use crate::meter::{Meter, Meters};
 
 /// How a request ended, for `sluice_requests_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +50,7 @@ pub struct Metrics {
     compute_seconds: HistogramVec,
     in_flight: IntGaugeVec,
     slots: GaugeVec,
+    meters: Arc<Meters>,
 }
 
 impl Metrics {
@@ -77,11 +82,18 @@ impl Metrics {
             compute_seconds: histogram(names::COMPUTE_SECONDS)?,
             in_flight,
             slots,
+            meters: Arc::default(),
         })
+    }
+
+    /// What reports say of models.
+    pub fn meters(&self) -> Arc<Meters> {
+        Arc::clone(&self.meters)
     }
 
     /// The handles of one model.
     pub fn of_model(&self, model: &ModelName, device: &str) -> ModelMetrics {
+        let meter = self.meters.of(model, device);
         let model = model.as_str();
         ModelMetrics {
             requests: Lane::ALL.map(|lane| {
@@ -95,6 +107,7 @@ impl Metrics {
             batch_wait_seconds: self.batch_wait_seconds.with_label_values(&[model]),
             compute_seconds: self.compute_seconds.with_label_values(&[model, device]),
             in_flight: self.in_flight.with_label_values(&[model]),
+            meter,
             slots: ["loading", "idle", "busy"].map(|state| self.slots.with_label_values(&[model, device, state])),
         }
     }
@@ -110,7 +123,8 @@ pub struct ModelMetrics {
     pub queue_seconds: [Histogram; 3],
     pub batch_wait_seconds: Histogram,
     pub compute_seconds: Histogram,
-    pub in_flight: IntGauge,
+    in_flight: IntGauge,
+    pub meter: Arc<Meter>,
     slots: [Gauge; 3],
 }
 
@@ -118,6 +132,18 @@ impl ModelMetrics {
     /// Counts a request's end.
     pub fn count(&self, lane: Lane, outcome: Outcome) {
         self.requests[lane.index()][outcome as usize].inc();
+    }
+
+    /// A request came.
+    pub fn took(&self) {
+        self.in_flight.inc();
+        self.meter.took();
+    }
+
+    /// A request has ended here.
+    pub fn ended(&self) {
+        self.in_flight.dec();
+        self.meter.ended();
     }
 
     /// A part of the model's slots.

@@ -6,16 +6,16 @@ use anyhow::{Result, bail};
 use sluice_core::ModelName;
 use sluice_core::manifest::DeviceKind;
 use sluice_core::report::{ModelReport, State};
+use sluice_service::describe::Describing;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::board::Describing;
 use crate::config::{Served, SlotConfig};
 use crate::deployment::Host;
 use crate::engine::Device;
 use crate::memory::Reservation;
 use crate::package::Package;
-use crate::serve::{End, Serving};
+use crate::serve::{End, Serving, Tuned};
 
 /// What a configuration asks for.
 pub struct Plan {
@@ -88,18 +88,13 @@ impl Fixed {
         let ready = serving.prepare().await?;
         let describing = Describing::start(&host.broker, &manifest.name, &host.draining).await?;
         describing.set(manifest, true);
-        host.board.put(ModelReport {
-            model: manifest.name.clone(),
-            revision: None,
-            state: State::Ready,
-            reason: None,
-            serving: Some(manifest.version.clone()),
-            slots: count,
-        });
+        let report = ModelReport::new(manifest.name.clone(), None, State::Ready);
+        let serving = Some(manifest.version.clone());
+        host.board.put(Some(device), ModelReport { serving, slots: count, device: device.to_string(), ..report });
         reservation.loaded();
         models.spawn(async move {
             // Nobody tunes it.
-            let (_tuned, receiver) = watch::channel(package);
+            let (_tuned, receiver) = watch::channel(Tuned { package, count });
             let end = ready.serve(receiver).await;
             drop((describing, reservation));
             end

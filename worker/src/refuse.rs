@@ -29,7 +29,7 @@ pub async fn refuse(replier: Replier, stop: CancellationToken) -> Result<()> {
                 continue;
             }
         };
-        replier.metrics.in_flight.inc();
+        replier.metrics.took();
         // Whoever must not be told anything else is told that.
         let (ticket, rejection) = match intake::receive(delivery, &replier.limits, unix_ms()) {
             Ok(undecoded) => (undecoded.ticket, Rejection::Refused(stopped(replier.model.as_str()))),

@@ -51,7 +51,7 @@ impl Replier {
         let lane = ticket.lane;
         let id = ticket.id.clone();
         let outcome = self.settle(ticket, verdict).await;
-        self.metrics.in_flight.dec();
+        self.metrics.ended();
         match outcome {
             Ok(outcome) => self.metrics.count(lane, outcome),
             Err(error) => {

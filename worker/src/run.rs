@@ -1,27 +1,25 @@
 //! The whole worker: connect, load, serve, and the way down.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use prometheus::Registry;
 use sluice_broker::Patience;
 use sluice_core::ModelName;
+use sluice_core::clock::unix_ms;
 use sluice_core::report::State;
-use sluice_registry::Cache;
 use sluice_service::admin::{self, Readiness};
 use sluice_service::tasks::spawn_vital;
-use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::board::Board;
-use crate::config::{Config, Served, SlotConfig};
-use crate::deployment::{Deployment, Host};
-use crate::directory::{Directory, Found};
+use crate::board::{self, Board};
+use crate::config::Config;
+use crate::deployment::Host;
 use crate::engine;
+use crate::following::{Following, follow_registry};
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::plan::Plan;
@@ -58,14 +56,17 @@ pub async fn run(config: Config, stop: CancellationToken, listening: impl FnOnce
     info!(host = config.host(), url = broker.url(), "connected");
 
     readiness.set(Some("models are loading".into()));
-    let host = Arc::new(Host {
+    let memory = Memory::new(config.worker.memory.clone());
+    let board = Board::new(board::Host {
         name: config.host(),
-        broker: Arc::clone(&broker),
-        metrics,
-        memory: Memory::new(config.worker.memory.clone()),
-        board: Board::new(config.host()),
-        draining: stop.child_token(),
+        labels: config.worker.labels.clone(),
+        capacity: config.capacity(),
+        memory: Arc::clone(&memory),
+        meters: metrics.meters(),
+        started: unix_ms(),
     });
+    let (name, draining) = (config.host(), stop.child_token());
+    let host = Arc::new(Host { name, broker: Arc::clone(&broker), metrics, memory, board, draining });
     let mut models = JoinSet::new();
     let mut found = None;
     let starting = async {
@@ -78,7 +79,8 @@ pub async fn run(config: Config, stop: CancellationToken, listening: impl FnOnce
         for fixed in plan.fixed {
             fixed.serve(&host, &mut models).await?;
         }
-        if !plan.from_registry.is_empty() {
+        let follows = !plan.from_registry.is_empty() || config.worker.slots.is_empty();
+        if follows {
             found = Some(follow_registry(&config, &options, plan.from_registry, reserved, &host).await?);
         }
         anyhow::Ok(())
@@ -135,7 +137,7 @@ async fn serve(
     while !(host.draining.is_cancelled() && models.is_empty()) {
         let next_found = async {
             match &mut found {
-                Some(following) => following.found.recv().await,
+                Some(following) => following.next(host).await,
                 None => std::future::pending().await,
             }
         };
@@ -145,12 +147,17 @@ async fn serve(
                 break;
             }
             () = host.draining.cancelled(), if models.is_empty() => {}
-            next = next_found, if !host.draining.is_cancelled() => match (next, &found) {
-                (Some((model, revisions)), Some(following)) => {
-                    let deployment = following.deployment(host, model);
-                    models.spawn(deployment.follow(revisions));
+            next = next_found, if !host.draining.is_cancelled() => match next {
+                Ok(deployments) => {
+                    for (deployment, revisions) in deployments {
+                        models.spawn(deployment.follow(revisions));
+                    }
                 }
-                _ => found = None,
+                Err(reason) => {
+                    error!(reason = format!("{reason:#}"), "cannot follow what this host should run");
+                    exit = Exit::Fault;
+                    host.draining.cancel();
+                }
             },
             Some(ended) = models.join_next() => {
                 match ended {
@@ -173,64 +180,4 @@ async fn serve(
     }
     readiness.set(Some("stopping".into()));
     exit
-}
-
-/// The registry, followed.
-struct Following {
-    found: mpsc::Receiver<Found>,
-    looked: watch::Receiver<bool>,
-    registry: sluice_registry::Registry,
-    cache: Arc<Cache>,
-    named: BTreeMap<ModelName, SlotConfig>,
-    /// For models that nobody named.
-    others: Option<SlotConfig>,
-}
-
-impl Following {
-    fn deployment(&self, host: &Arc<Host>, model: ModelName) -> Deployment {
-        let slot = self.named.get(&model).or(self.others.as_ref());
-        Deployment {
-            host: Arc::clone(host),
-            registry: self.registry.clone(),
-            cache: Arc::clone(&self.cache),
-            device: slot.and_then(|slot| slot.device().ok().flatten()),
-            count: slot.map_or(1, |slot| slot.count),
-            model,
-        }
-    }
-}
-
-async fn follow_registry(
-    config: &Config,
-    options: &sluice_broker::Options,
-    slots: Vec<SlotConfig>,
-    reserved: Vec<ModelName>,
-    host: &Arc<Host>,
-) -> Result<Following> {
-    let registry = sluice_registry::open(&config.registry, options).await.context("cannot open the registry")?;
-    info!(url = registry.url(), "following the registry");
-    let mut named = BTreeMap::new();
-    let mut others = None;
-    for slot in slots {
-        match slot.serves()? {
-            Served::Model(model) => _ = named.insert(model, slot),
-            _ => others = Some(slot),
-        }
-    }
-    // Whoever finds many at once waits until each is taken.
-    let (sender, found) = mpsc::channel(16);
-    let (look, looked) = watch::channel(false);
-    let directory = Directory {
-        registry: registry.clone(),
-        broker: Arc::clone(&host.broker),
-        board: Arc::clone(&host.board),
-        poll: config.worker.registry_poll,
-        all: others.is_some(),
-        reserved,
-        found: sender,
-    };
-    let following = directory.follow(named.keys().cloned().collect(), look, host.draining.clone());
-    spawn_vital("registry", &host.draining, following);
-    let cache = Arc::new(Cache::new(config.worker.cache_folder(), config.worker.cache_mib * 1024 * 1024));
-    Ok(Following { found, looked, registry, cache, named, others })
 }

@@ -37,6 +37,15 @@ pub struct Serving {
     pub stop: CancellationToken,
 }
 
+/// What may change while a model serves.
+#[derive(Clone)]
+pub struct Tuned {
+    /// The same files with other limits.
+    pub package: Arc<Package>,
+    /// How many slots.
+    pub count: usize,
+}
+
 /// How serving ended.
 #[derive(Debug)]
 pub enum End {
@@ -50,6 +59,7 @@ pub enum End {
 pub struct Ready {
     serving: Serving,
     slots: Vec<Slot>,
+    sender: mpsc::UnboundedSender<Finished>,
     finished: mpsc::UnboundedReceiver<Finished>,
 }
 
@@ -86,7 +96,7 @@ impl Serving {
         }
         info!(model = %manifest.name, version = manifest.version, device = %self.device, slots = self.count,
             load_ms = began.elapsed().as_millis() as u64, "model ready");
-        Ok(Ready { serving: self, slots, finished })
+        Ok(Ready { serving: self, slots, sender, finished })
     }
 }
 
@@ -96,12 +106,12 @@ impl Ready {
         self.serving.stop.clone()
     }
 
-    /// Serves until told to stop, or until the process is of no more use. `tuned` is the package with other limits.
-    pub async fn serve(self, mut tuned: watch::Receiver<Arc<Package>>) -> Result<End> {
-        let Ready { serving, slots, mut finished } = self;
+    /// Serves until told to stop, or until the process is of no more use. `tuned` is what changes meanwhile.
+    pub async fn serve(self, mut tuned: watch::Receiver<Tuned>) -> Result<End> {
+        let Ready { serving, slots, sender, mut finished } = self;
         let (broker, stop) = (Arc::clone(&serving.broker), serving.stop.clone());
         let name = serving.package.manifest.name.clone();
-        let mut station = Station::new(serving, slots);
+        let mut station = Station::new(serving, slots, sender);
         let mut consumer = match consume(&*broker, &name, station.credit().min(FIRST_CREDIT), &stop).await {
             Some(consumer) => Some(consumer?),
             None => None,
@@ -126,7 +136,8 @@ impl Ready {
                     }
                 }
                 Ok(()) = tuned.changed() => {
-                    station.tune(Arc::clone(&tuned.borrow_and_update()));
+                    let tuned = tuned.borrow_and_update().clone();
+                    station.tune(tuned)?;
                     if let Some(consumer) = &mut consumer {
                         consumer.set_credit(station.credit());
                     }

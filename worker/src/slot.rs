@@ -120,23 +120,33 @@ pub async fn start_all(
     let model = model.await.context("the slot's thread ended while loading")??;
     let mut slots = vec![Slot { work, model: Arc::clone(&model), clock, thread }];
     for index in 1..count {
-        let (work, receiver) = channel();
-        let clock = Arc::new(Clock { base: Instant::now(), started: AtomicU64::new(0) });
-        let thread = Thread {
-            index,
-            package: Arc::clone(package),
-            receiver,
-            finished: finished.clone(),
-            clock: Arc::clone(&clock),
-        };
-        let own = Arc::clone(&model);
-        let thread = thread.start(move |_| Some(own))?;
-        slots.push(Slot { work, model: Arc::clone(&model), clock, thread });
+        slots.push(start(package, Arc::clone(&model), index, finished)?);
     }
     Ok(slots)
 }
 
+/// Starts a slot of a model that is loaded.
+pub fn start(
+    package: &Arc<Package>,
+    model: Arc<dyn Model>,
+    index: usize,
+    finished: &mpsc::UnboundedSender<Finished>,
+) -> Result<Slot> {
+    let (work, receiver) = channel();
+    let clock = Arc::new(Clock { base: Instant::now(), started: AtomicU64::new(0) });
+    let thread =
+        Thread { index, package: Arc::clone(package), receiver, finished: finished.clone(), clock: Arc::clone(&clock) };
+    let own = Arc::clone(&model);
+    let thread = thread.start(move |_| Some(own))?;
+    Ok(Slot { work, model, clock, thread })
+}
+
 impl Slot {
+    /// What it runs.
+    pub fn model(&self) -> Arc<dyn Model> {
+        Arc::clone(&self.model)
+    }
+
     /// Runs a batch now.
     pub fn run(&self, work: Work) -> Result<()> {
         self.work.send(work).ok().context("the slot's thread has ended")

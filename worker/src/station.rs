@@ -1,7 +1,7 @@
 //! The state of a model that is served: what was received, what waits, what runs. Nothing here waits for a broker; `serve`
 //! tells it what has happened.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use sluice_core::broker::{Consumer, Delivery};
 use sluice_core::clock::unix_ms;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
@@ -17,10 +18,9 @@ use crate::batcher::{Batcher, Entry, Next, Policy, Room};
 use crate::engine::{self, Blame, EngineError};
 use crate::intake::{self, Rejection, Request, Ticket};
 use crate::metrics::SlotsGauge;
-use crate::package::Package;
 use crate::reply::{Replier, Verdict};
-use crate::serve::Serving;
-use crate::slot::{Becomes, Finished, Job, Slot, Work};
+use crate::serve::{Serving, Tuned};
+use crate::slot::{self, Becomes, Finished, Job, Slot, Work};
 
 /// How many batches' worth of requests each slot may hold: one runs, one is prepared, one is on its way.
 const BATCHES_PER_SLOT: usize = 3;
@@ -33,7 +33,10 @@ const MOST_CREDIT: usize = 4096;
 pub struct Station {
     serving: Serving,
     replier: Arc<Replier>,
-    slots: Vec<(Slot, Load)>,
+    /// By numbers that are used once.
+    slots: BTreeMap<usize, Place>,
+    next_slot: usize,
+    finished: mpsc::UnboundedSender<Finished>,
     slots_gauge: SlotsGauge,
     batcher: Batcher<Request>,
     /// What slots run now or next, by batch.
@@ -48,8 +51,14 @@ pub struct Station {
     pub fault: Option<String>,
 }
 
-/// Batches that a slot has: one that runs, one that is next.
-type Load = u8;
+/// A slot, and what it has.
+struct Place {
+    slot: Slot,
+    /// Batches: one that runs, one that is next.
+    load: u8,
+    /// It gets no more, and ends once it is idle.
+    leaving: bool,
+}
 
 struct Running {
     slot: usize,
@@ -58,7 +67,7 @@ struct Running {
 }
 
 impl Station {
-    pub fn new(serving: Serving, slots: Vec<Slot>) -> Self {
+    pub fn new(serving: Serving, slots: Vec<Slot>, finished: mpsc::UnboundedSender<Finished>) -> Self {
         let manifest = &serving.package.manifest;
         let policy = Policy {
             max_rows: manifest.batching.max_rows,
@@ -71,7 +80,9 @@ impl Station {
             replier: Arc::new(serving.replier()),
             slots_gauge,
             serving,
-            slots: slots.into_iter().map(|slot| (slot, 0)).collect(),
+            next_slot: slots.len(),
+            slots: slots.into_iter().map(|slot| Place { slot, load: 0, leaving: false }).enumerate().collect(),
+            finished,
             batcher: Batcher::new(policy),
             running: HashMap::new(),
             next_batch: 0,
@@ -83,16 +94,51 @@ impl Station {
         }
     }
 
-    /// The same model with other limits: what waits is batched by the new ones, what runs ends by the old ones.
-    pub fn tune(&mut self, package: Arc<Package>) {
+    /// The same model with other limits, and perhaps more slots or fewer: what waits is batched by the new limits, what runs ends by the
+    /// old ones.
+    pub fn tune(&mut self, tuned: Tuned) -> Result<()> {
+        let Tuned { package, count } = tuned;
         self.batcher.set_limits(package.manifest.batching.max_rows, package.manifest.batching.max_delay);
         self.serving.package = package;
         self.replier = Arc::new(self.serving.replier());
+        self.resize(count)
+    }
+
+    /// More slots at once; fewer as they become idle, the idlest first. One at least is left: without any there is no model.
+    fn resize(&mut self, count: usize) -> Result<()> {
+        let staying = self.slots.values().filter(|place| !place.leaving).count();
+        for _ in count.max(1)..staying {
+            let idlest = self.slots.values_mut().filter(|place| !place.leaving).min_by_key(|place| place.load);
+            if let Some(place) = idlest {
+                place.leaving = true;
+            }
+        }
+        let mut missing = count.saturating_sub(staying);
+        // One that was to leave and has not is there already.
+        for place in self.slots.values_mut().filter(|place| place.leaving).take(missing) {
+            place.leaving = false;
+            missing -= 1;
+        }
+        for _ in 0..missing {
+            let Some(model) = self.slots.values().next().map(|place| place.slot.model()) else { break };
+            let slot = slot::start(&self.serving.package, model, self.next_slot, &self.finished)?;
+            self.slots.insert(self.next_slot, Place { slot, load: 0, leaving: false });
+            self.next_slot += 1;
+        }
+        self.serving.count = count;
+        self.let_leave();
+        self.note_slots();
+        Ok(())
+    }
+
+    /// Ends slots that are to leave and have nothing left.
+    fn let_leave(&mut self) {
+        self.slots.retain(|_, place| !(place.leaving && place.load == 0));
     }
 
     /// Ends the slots, which are idle, and waits until the model is unloaded.
     pub async fn unload(self) {
-        let threads: Vec<_> = self.slots.into_iter().map(|(slot, _)| slot.end()).collect();
+        let threads: Vec<_> = self.slots.into_values().map(|place| place.slot.end()).collect();
         // A panic in a slot was answered as a failure of its batch.
         let joined = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| _ = thread.join()));
         _ = joined.await;
@@ -109,13 +155,14 @@ impl Station {
 
     /// Requests that slots can soon use.
     pub fn credit(&self) -> usize {
-        let rows = BATCHES_PER_SLOT * self.slots.len() * self.serving.package.manifest.batching.max_rows;
+        let slots = self.slots.values().filter(|place| !place.leaving).count();
+        let rows = BATCHES_PER_SLOT * slots * self.serving.package.manifest.batching.max_rows;
         ((rows as f64 / self.rows_per_request.unwrap_or(1.0)).ceil() as usize).clamp(LEAST_CREDIT, MOST_CREDIT)
     }
 
     pub fn receive(&mut self, delivery: Delivery) {
         let metrics = &self.serving.metrics;
-        metrics.in_flight.inc();
+        metrics.took();
         let waited = SystemTime::now().duration_since(delivery.queued).unwrap_or_default();
         metrics.queue_seconds[delivery.lane.index()].observe(waited.as_secs_f64());
         let now = unix_ms();
@@ -144,7 +191,9 @@ impl Station {
         match decoded {
             Ok(mut request) => {
                 let rows = request.rows as f64;
-                self.rows_per_request = Some(self.rows_per_request.map_or(rows, |seen| 0.98 * seen + 0.02 * rows));
+                let usual = self.rows_per_request.map_or(rows, |seen| 0.98 * seen + 0.02 * rows);
+                self.rows_per_request = Some(usual);
+                self.serving.metrics.meter.sized(usual);
                 let entry = Entry {
                     rows: request.rows,
                     lane: request.ticket.lane.index(),
@@ -168,11 +217,12 @@ impl Station {
             self.conclude(expired.into_iter().map(|request| (request.ticket, Verdict::ExpiredInBatch)).collect());
         }
         loop {
-            let Some(slot) = self.slots.iter().enumerate().min_by_key(|(_, (_, load))| *load).map(|(slot, _)| slot)
+            let places = self.slots.iter().filter(|(_, place)| !place.leaving);
+            let Some((slot, load)) = places.map(|(slot, place)| (*slot, place.load)).min_by_key(|(_, load)| *load)
             else {
                 return Ok(None);
             };
-            let room = match self.slots[slot].1 {
+            let room = match load {
                 0 => Room::IdleSlot,
                 1 => Room::NextBatch,
                 _ => return Ok(None),
@@ -206,11 +256,11 @@ impl Station {
         }
         self.running.insert(batch, Running { slot, tickets, rows });
         let work = Work { batch, package: Arc::clone(&self.serving.package), jobs, gathered: None };
-        let (target, load) = &mut self.slots[slot];
-        *load += 1;
+        let place = self.slots.get_mut(&slot).context("a batch was cut for a slot that is not there")?;
+        place.load += 1;
         match room {
-            Room::IdleSlot => target.run(work)?,
-            Room::NextBatch => target.prepare(work),
+            Room::IdleSlot => place.slot.run(work)?,
+            Room::NextBatch => place.slot.prepare(work),
         }
         self.note_slots();
         Ok(())
@@ -218,9 +268,10 @@ impl Station {
 
     pub fn finish(&mut self, done: Finished) {
         let Finished { slot, batch, answers, executions, took } = done;
-        if let Some((_, load)) = self.slots.get_mut(slot) {
-            *load = load.saturating_sub(1);
+        if let Some(place) = self.slots.get_mut(&slot) {
+            place.load = place.load.saturating_sub(1);
         }
+        self.let_leave();
         self.note_slots();
         let Some(Running { tickets, rows, .. }) = self.running.remove(&batch) else { return };
         let metrics = &self.serving.metrics;
@@ -239,6 +290,7 @@ impl Station {
         self.seconds_per_row =
             if self.seconds_per_row == 0.0 { measured } else { 0.9 * self.seconds_per_row + 0.1 * measured };
         self.batcher.set_row_time(Duration::from_secs_f64(self.seconds_per_row));
+        self.serving.metrics.meter.ran(rows, took, self.seconds_per_row);
         let mut verdicts = Vec::with_capacity(tickets.len());
         for (ticket, answer) in tickets.into_iter().zip(answers) {
             let verdict = match answer {
@@ -285,8 +337,8 @@ impl Station {
     /// has to end; the requests that it ran are charged an attempt.
     pub fn watch(&mut self) {
         let limit = self.serving.package.manifest.limits.batch_time;
-        let hung = self.slots.iter().position(|(slot, _)| slot.running_for().is_some_and(|time| time > limit));
-        let Some(slot) = hung else { return };
+        let hung = self.slots.iter().find(|(_, place)| place.slot.running_for().is_some_and(|time| time > limit));
+        let Some(slot) = hung.map(|(slot, _)| *slot) else { return };
         let reason = format!("an execution of model `{}` has not ended within {limit:?}", self.model());
         let oldest = self.running.iter().filter(|(_, running)| running.slot == slot).map(|(batch, _)| *batch).min();
         if let Some(running) = oldest.and_then(|batch| self.running.remove(&batch)) {
@@ -305,7 +357,7 @@ impl Station {
     }
 
     fn note_slots(&mut self) {
-        let busy = self.slots.iter().filter(|(_, load)| *load > 0).count();
+        let busy = self.slots.values().filter(|place| place.load > 0).count();
         self.slots_gauge.set(0, self.slots.len() - busy, busy);
     }
 }

@@ -9,7 +9,7 @@ use toml::{Table, Value};
 use super::{Manifest, ManifestError, check};
 
 /// The manifest's sections that can be tuned; the others say what the model is.
-const SECTIONS: [&str; 4] = ["batching", "limits", "resources", "serving"];
+const SECTIONS: [&str; 5] = ["batching", "limits", "resources", "serving", "scaling"];
 
 /// Values that go over a manifest's, by section and key.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -157,7 +157,7 @@ pub enum ProfileCommand {
     },
 }
 
-#[derive(Args, Clone, Copy)]
+#[derive(Args, Clone, Copy, Default)]
 pub struct Waiting {
     /// Wait until the hosts have done it
     #[arg(long)]

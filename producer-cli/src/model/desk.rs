@@ -12,7 +12,6 @@ use sluice_core::report::REVISED;
 use sluice_core::{Broker, BrokerError, ModelName};
 use sluice_registry::{Action, Change, Location, Registry, Revision};
 
-use super::cli::Model;
 use crate::cli::Global;
 use crate::common;
 
@@ -23,11 +22,11 @@ pub struct Desk {
 }
 
 impl Desk {
-    pub async fn open(global: &Global, options: &Model) -> Result<Self> {
+    pub async fn open(global: &Global, registry: Option<&str>, json: bool) -> Result<Self> {
         let broker = common::connect(global).await?;
-        let location = Location::new(options.registry.clone().unwrap_or_default());
+        let location = Location::new(registry.unwrap_or_default());
         let registry = sluice_registry::open(&location, &common::options(global)).await.context("--registry")?;
-        Ok(Self { registry, broker, json: options.json })
+        Ok(Self { registry, broker, json })
     }
 
     /// A line for people; machines get one object at the end.
@@ -87,12 +86,5 @@ impl Desk {
 
 /// A change of a revision: what is not named stays.
 pub fn change(action: Action, version: &str, started: bool, profile: Profile) -> Change {
-    Change { by: author(), action, version: version.to_owned(), started, profile }
-}
-
-/// `user@machine`.
-fn author() -> String {
-    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "somebody".into());
-    let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    format!("{user}@{}", machine.trim())
+    Change { by: common::whoami(), action, version: version.to_owned(), started, profile }
 }

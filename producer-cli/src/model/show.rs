@@ -12,8 +12,8 @@ use sluice_core::report::{ModelReport, State};
 use sluice_registry::Revision;
 
 use super::desk::Desk;
-use super::hosts::Hosts;
 use crate::common::plain;
+use crate::reports::Hosts;
 
 pub async fn list(desk: &Desk) -> Result<ExitCode> {
     let hosts = Hosts::gather(&desk.broker).await?;

@@ -14,8 +14,8 @@ use sluice_registry::{Action, Revision};
 
 use super::cli::Undeploy;
 use super::desk::{Desk, change};
-use super::hosts::Hosts;
 use super::wait::{Verdict, Wanted, until_done};
+use crate::reports::Hosts;
 use crate::{common, exit};
 
 /// Requests that are taken at once to be refused.

@@ -7,11 +7,15 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use sluice_core::ModelName;
 use sluice_core::report::{ModelReport, State};
+use sluice_core::scaler::{Answer, Question, SCALER};
 use sluice_registry::Revision;
 
 use super::cli::Waiting;
 use super::desk::Desk;
-use super::hosts::Hosts;
+use crate::reports::Hosts;
+
+/// How long the scaler may take to answer.
+const SCALER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How far the hosts have come with a revision.
 #[derive(Debug, PartialEq, Eq)]
@@ -85,12 +89,17 @@ pub async fn conclude(desk: &Desk, model: &ModelName, revision: &Revision, waiti
         None => (ExitCode::SUCCESS, None),
         Some((Verdict::Done, hosts)) => {
             let what = if revision.started { "ready" } else { "stopped" };
-            (ExitCode::SUCCESS, Some(format!("{what} on {}", named(hosts))))
+            let words = match hosts.is_empty() {
+                true if revision.started => "the scaler starts slots with the first request".to_owned(),
+                true => "stopped: no host has slots of it".to_owned(),
+                false => format!("{what} on {}", named(hosts)),
+            };
+            (ExitCode::SUCCESS, Some(words))
         }
         Some((Verdict::Nobody, _)) => (
             ExitCode::FAILURE,
             Some(
-                "no worker has taken it up: start one whose configuration has `[[worker.slots]]` with `model = \"*\"` or this model's \
+                "no worker has taken it up: start a `sluice-scaler` and hosts that follow it, or a worker whose configuration has `[[worker.slots]]` with `model = \"*\"` or this model's \
                  name; the revision is written and stands"
                     .into(),
             ),
@@ -158,6 +167,10 @@ pub async fn until_done(
             // A host that still speaks of a model of this name that was removed.
             verdict = Verdict::Pending(0, hosts.of(model).len());
         }
+        if verdict == Verdict::Nobody && rests(desk, model, wanted, &hosts).await? {
+            bar.finish_and_clear();
+            return Ok((Verdict::Done, Vec::new()));
+        }
         match &verdict {
             Verdict::Nobody => bar.set_message("waiting for a worker that takes it up"),
             Verdict::Pending(done, all) => bar.set_message(format!("{done} of {all} hosts have done it")),
@@ -176,6 +189,21 @@ pub async fn until_done(
     }
 }
 
+/// Whether there is nothing that hosts should do: the scaler wants no slots until somebody asks.
+async fn rests(desk: &Desk, model: &ModelName, wanted: Wanted, hosts: &Hosts) -> Result<bool> {
+    if !hosts.all().any(|report| report.assignment.is_some()) {
+        return Ok(false);
+    }
+    let question = serde_json::to_vec(&Question::Explain(model.clone()))?;
+    let answer = desk.broker.ask(SCALER, question.into(), SCALER_PATIENCE).await?;
+    Ok(match answer.and_then(|answer| serde_json::from_slice(&answer).ok()) {
+        Some(Answer::Explained(explanation)) => {
+            explanation.revision == wanted.revision && explanation.wanted == 0 && explanation.placed == 0
+        }
+        _ => false,
+    })
+}
+
 fn as_json(wanted: Wanted, reports: &[(&str, &ModelReport)]) -> Vec<Value> {
     let one = |(host, report): &(&str, &ModelReport)| {
         let done = wanted.is_met(report);
@@ -191,14 +219,7 @@ mod tests {
 
     fn report(revision: u64, state: State) -> ModelReport {
         let reason = (state == State::Failed).then(|| "it does not load".to_owned());
-        ModelReport {
-            model: "m".parse().expect("a name"),
-            revision: Some(revision),
-            state,
-            reason,
-            serving: None,
-            slots: 1,
-        }
+        ModelReport { reason, slots: 1, ..ModelReport::new("m".parse().expect("a name"), Some(revision), state) }
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod faults;
 mod files;
 mod models;
 mod operations;
+mod scaling;
 
 use xtask::broker::Kind;
 
@@ -51,6 +52,14 @@ on_each_broker! {
         a_package_may_come_as_an_archive_and_a_profile_from_an_editor,
         a_version_that_does_not_fit_beside_the_old_one_waits,
         a_version_that_does_not_fit_may_replace_the_old_one_and_back;
+    scaling:
+        from_no_slots_to_an_answer_and_back_to_none,
+        a_burst_spreads_over_hosts_and_ends_there,
+        slots_of_a_host_that_dies_go_elsewhere,
+        a_standby_takes_over_from_a_leader_that_is_killed,
+        a_leader_that_slept_changes_nothing_when_it_wakes,
+        a_host_is_drained_under_load_and_used_again,
+        devices_are_lent_for_a_command_and_reclaimed;
     files:
         digits_from_a_file_are_recognised_in_order,
         failed_rows_go_to_their_own_file_with_line_and_reason,

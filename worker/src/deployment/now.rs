@@ -11,13 +11,13 @@ use tracing::warn;
 
 use crate::engine::Device;
 use crate::package::Package;
-use crate::serve::End;
+use crate::serve::{End, Tuned};
 
 /// Slots that serve.
 pub struct Running {
     pub package: Arc<Package>,
     pub device: Device,
-    pub tuned: watch::Sender<Arc<Package>>,
+    pub tuned: watch::Sender<Tuned>,
     pub stop: CancellationToken,
     pub task: JoinHandle<Result<End>>,
 }

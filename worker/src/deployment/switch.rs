@@ -1,6 +1,7 @@
 //! From one version to another: loaded beside it, or in its place where memory is short, and back if that fails.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Result;
 use sluice_core::Manifest;
@@ -15,7 +16,7 @@ use super::{AGAIN, Deployment};
 use crate::engine::Device;
 use crate::memory::Reservation;
 use crate::package::Package;
-use crate::serve::{End, Ready};
+use crate::serve::{End, Ready, Tuned};
 
 impl Deployment {
     /// Loads what is wanted beside what runs, lets it serve, and lets the old drain. If memory is short, as the profile says.
@@ -60,6 +61,8 @@ impl Deployment {
             }
         };
         self.put(revision, State::Loading, None, now);
+        let cold = now.running.is_none();
+        let began = Instant::now();
         let prepared = tokio::select! {
             biased;
             () = self.host.draining.cancelled() => return Ok(Outcome::Overtaken),
@@ -68,6 +71,9 @@ impl Deployment {
             ended = now.ended_for_good() => return Ok(Outcome::Ended(ended)),
         };
         let ready = prepared?;
+        if cold {
+            self.host.metrics.meters().of(&self.model, &device.to_string()).started(began.elapsed());
+        }
         now.retire();
         now.unloaded = None;
         now.running = Some(self.start(ready, Arc::clone(package), device, reservation));
@@ -77,7 +83,7 @@ impl Deployment {
     fn start(&self, ready: Ready, package: Arc<Package>, device: Device, mut reservation: Reservation) -> Running {
         reservation.loaded();
         let stop = ready.stop();
-        let (tuned, receiver) = watch::channel(Arc::clone(&package));
+        let (tuned, receiver) = watch::channel(Tuned { package: Arc::clone(&package), count: self.count() });
         let task = tokio::spawn(async move {
             let end = ready.serve(receiver).await;
             // Only now is the model unloaded.
@@ -103,7 +109,7 @@ impl Deployment {
                 warn!(model = %self.model, version = old.manifest.version, "the old version serves again");
                 now.unloaded = None;
                 now.running = Some(self.start(ready, old, device, reservation));
-                self.host.board.put_serving(&self.model, now.serving(), self.count);
+                self.host.board.put_serving(&self.place(), now.serving(), self.count());
             }
             Some(Err(error)) => {
                 warn!(model = %self.model, reason = format!("{error:#}"), "the old version does not load any more; trying again");

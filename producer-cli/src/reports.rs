@@ -57,6 +57,11 @@ impl Hosts {
         }
     }
 
+    /// What each host says, sorted by name.
+    pub fn all(&self) -> impl Iterator<Item = &Report> {
+        self.reports.values()
+    }
+
     /// What the hosts say of one model.
     pub fn of(&self, model: &ModelName) -> Vec<(&str, &ModelReport)> {
         let reports = self.reports.values();

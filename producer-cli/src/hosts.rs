@@ -1,0 +1,165 @@
+//! `sluice hosts` and `sluice slots`: what hosts say of themselves, and what an operator lets them have.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use comfy_table::{Table, presets};
+use serde_json::json;
+use sluice_core::assignment::Gate;
+use sluice_core::broker::Broker;
+use sluice_core::report::Report;
+use sluice_core::scaler::Question;
+use tokio::time::Instant;
+
+use crate::cli::{Global, Hosts, HostsCommand, Slots};
+use crate::common::{self, plain};
+use crate::reports;
+use crate::scale::ask;
+
+pub async fn run(global: &Global, options: Hosts) -> Result<ExitCode> {
+    let broker = common::connect(global).await?;
+    let (host, gate, wait) = match options.command {
+        None => return common::show_again(options.watch, async || show(&broker, options.json).await).await,
+        Some(HostsCommand::Cordon { host }) => (host, Gate::Cordoned, None),
+        Some(HostsCommand::Drain { host, wait, wait_time }) => (host, Gate::Drained, wait.then_some(wait_time)),
+        Some(HostsCommand::Open { host }) => (host, Gate::Open, None),
+    };
+    ask(&broker, &Question::Gate { host: host.clone(), gate }).await?;
+    let left = match wait {
+        Some(limit) => until_empty(&broker, &host, limit).await?,
+        None => None,
+    };
+    if options.json {
+        println!("{}", json!({ "host": host, "gate": gate, "slots": left }));
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!(
+        "host `{}` is {}",
+        plain(&host),
+        match (gate, left) {
+            (Gate::Open, _) => "used again",
+            (Gate::Cordoned, _) => "cordoned: what it has stays, and nothing new comes",
+            (Gate::Drained, Some(0)) => "drained: nothing runs there",
+            (Gate::Drained, _) => "draining: `sluice hosts` shows when nothing runs there",
+        }
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until nothing is left on a host.
+async fn until_empty(broker: &Arc<dyn Broker>, host: &str, limit: Duration) -> Result<Option<usize>> {
+    let deadline = Instant::now() + limit;
+    let mut hosts = reports::Hosts::ask(broker).await?;
+    loop {
+        let left = hosts.all().find(|report| report.host == host).map(|report| report.models.len());
+        if left == Some(0) {
+            return Ok(left);
+        }
+        if tokio::time::timeout_at(deadline, hosts.next()).await.is_err() {
+            let left = left.map_or("it does not report".into(), |left| format!("{left} models still run there"));
+            bail!("host `{host}` is not empty after {}: {left}; it goes on draining", common::short(limit));
+        }
+    }
+}
+
+async fn show(broker: &Arc<dyn Broker>, json: bool) -> Result<()> {
+    let hosts = reports::Hosts::gather(broker).await?;
+    if json {
+        println!("{}", serde_json::to_string(&hosts.all().collect::<Vec<_>>())?);
+        return Ok(());
+    }
+    let mut table = table(["HOST", "STATE", "DEVICES", "MEMORY MIB", "MODELS", "SLOTS", "BUSY", "LABELS"]);
+    let mut none = true;
+    for report in hosts.all() {
+        none = false;
+        let devices = report.devices.iter().map(|device| format!("{} ({})", device.name, device.capacity));
+        let memory = report.devices.iter().map(|device| device.memory_mib.map_or("-".into(), |mib| mib.to_string()));
+        let slots: usize = report.models.iter().map(|model| model.slots).sum();
+        let busy: f64 = report.models.iter().map(|model| model.measured.busy * model.slots as f64).sum();
+        table.add_row([
+            plain(&report.host),
+            state(report),
+            devices.collect::<Vec<_>>().join(", "),
+            memory.collect::<Vec<_>>().join(", "),
+            report.models.iter().filter(|model| model.serving.is_some()).count().to_string(),
+            slots.to_string(),
+            if slots == 0 { "-".into() } else { format!("{:.0} %", 100.0 * busy / slots as f64) },
+            plain(
+                &report.labels.iter().map(|(label, value)| format!("{label}={value}")).collect::<Vec<_>>().join(", "),
+            ),
+        ]);
+    }
+    match none {
+        true => println!("no host reports: start `sluice-worker` with this broker and registry"),
+        false => println!("{table}"),
+    }
+    Ok(())
+}
+
+fn state(report: &Report) -> String {
+    if report.draining {
+        return "stopping".into();
+    }
+    match &report.assignment {
+        None => "as configured".into(),
+        Some(assignment) if !assignment.leases.is_empty() => {
+            let devices: Vec<&str> = assignment.leases.iter().map(|lease| lease.device.as_str()).collect();
+            format!("{}, lent: {}", assignment.gate.as_str(), devices.join(", "))
+        }
+        Some(assignment) if assignment.gate == Gate::Drained && !report.models.is_empty() => "draining".into(),
+        Some(assignment) => assignment.gate.as_str().into(),
+    }
+}
+
+pub async fn slots(global: &Global, options: Slots) -> Result<ExitCode> {
+    let broker = common::connect(global).await?;
+    common::show_again(options.watch, async || show_slots(&broker, &options).await).await
+}
+
+async fn show_slots(broker: &Arc<dyn Broker>, options: &Slots) -> Result<()> {
+    let hosts = reports::Hosts::gather(broker).await?;
+    let mut rows: Vec<_> = hosts
+        .all()
+        .flat_map(|report| report.models.iter().map(move |model| (report.host.as_str(), model)))
+        .filter(|(_, model)| options.model.as_ref().is_none_or(|only| *only == model.model))
+        .collect();
+    rows.sort_by_key(|(host, model)| (&model.model, *host, &model.device));
+    if options.json {
+        let rows: Vec<_> = rows.iter().map(|(host, model)| json!({ "host": host, "slots_of": model })).collect();
+        println!("{}", serde_json::to_string(&rows)?);
+        return Ok(());
+    }
+    if rows.is_empty() {
+        println!(
+            "no slots run{}",
+            options.model.as_ref().map_or(String::new(), |model| format!(" of model `{model}`"))
+        );
+        return Ok(());
+    }
+    let mut table = table(["MODEL", "HOST", "DEVICE", "STATE", "SLOTS", "BUSY", "ROWS DONE", "PER ROW", "WHY"]);
+    for (host, model) in rows {
+        let row = Duration::from_secs_f64(model.measured.row_seconds);
+        table.add_row([
+            model.model.to_string(),
+            plain(host),
+            plain(&model.device),
+            model.state.as_str().into(),
+            model.slots.to_string(),
+            format!("{:.0} %", 100.0 * model.measured.busy),
+            model.measured.rows.to_string(),
+            if row.is_zero() { "-".into() } else { format!("{:.2} ms", 1000.0 * row.as_secs_f64()) },
+            plain(model.reason.as_deref().unwrap_or_default()),
+        ]);
+    }
+    println!("{table}");
+    Ok(())
+}
+
+fn table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_BORDERS_ONLY);
+    table.set_header(header);
+    table
+}

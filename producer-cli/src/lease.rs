@@ -1,0 +1,223 @@
+//! `sluice lease`: devices lent to other work, such as training, until it ends.
+
+use std::process::{ExitCode, ExitStatus};
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use sluice_core::broker::Broker;
+use sluice_core::clock::unix_ms;
+use sluice_core::scaler::{Answer, LeaseRequest, LeaseState, Question};
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cli::{Acquire, Global, Lease, LeaseCommand};
+use crate::common::{self, plain};
+use crate::scale::ask;
+
+/// How often the scaler hears that this lease is still needed.
+const RENEWAL: Duration = Duration::from_secs(2);
+/// Shorter, while devices are waited for.
+const LOOK: Duration = Duration::from_millis(300);
+/// After the broker has been away for so long, the scaler has given the lease to others.
+const LOST_AFTER: Duration = Duration::from_secs(40);
+
+pub async fn run(global: &Global, options: Lease) -> Result<ExitCode> {
+    let broker = common::connect(global).await?;
+    match options.command {
+        LeaseCommand::List => list(&broker, options.json).await,
+        LeaseCommand::Release { id } => {
+            ask(&broker, &Question::Release(id.clone())).await?;
+            println!("lease `{}` is given back", plain(&id));
+            Ok(ExitCode::SUCCESS)
+        }
+        LeaseCommand::Acquire(acquire) => hold(&broker, acquire, options.json).await,
+    }
+}
+
+async fn list(broker: &Arc<dyn Broker>, json: bool) -> Result<ExitCode> {
+    let Answer::Leases(leases) = ask(broker, &Question::Leases).await? else {
+        bail!("the scaler answered something else")
+    };
+    if json {
+        println!("{}", serde_json::to_string(&leases)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if leases.is_empty() {
+        println!("nothing is lent");
+    }
+    for lease in leases {
+        let held = lease.devices.first().map(|(_, held)| held.clone());
+        let Some(held) = held else { continue };
+        let since = (UNIX_EPOCH + Duration::from_millis(held.since)).elapsed().unwrap_or_default();
+        let mut line = format!(
+            "{}  {}  group {}  {}  for {}",
+            plain(&lease.id),
+            named(&lease),
+            held.group,
+            plain(&held.holder),
+            common::short(since)
+        );
+        if let Some((at, why)) = &lease.ending {
+            line += &format!(
+                "  ends in {}: {}",
+                common::short(Duration::from_millis(at.saturating_sub(unix_ms()))),
+                plain(why)
+            );
+        }
+        println!("{line}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `gpu-1/cuda:0, gpu-1/cuda:1`.
+fn named(lease: &LeaseState) -> String {
+    let devices = lease.devices.iter().map(|(host, held)| format!("{}/{}", plain(host), held.device));
+    devices.collect::<Vec<_>>().join(", ")
+}
+
+/// Gets the devices, keeps them while the command runs or until it is interrupted, and gives them back whatever happens.
+async fn hold(broker: &Arc<dyn Broker>, options: Acquire, json: bool) -> Result<ExitCode> {
+    let mut ends = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
+    let [interrupt, terminate] = &mut ends;
+    let id = options.name.clone().unwrap_or_else(|| format!("lease-{}", uuid::Uuid::now_v7().simple()));
+    let work = held(broker, &options, &id, json);
+    let done = tokio::select! {
+        done = work => done,
+        _ = interrupt.recv() => Ok(ExitCode::from(crate::exit::INTERRUPTED)),
+        _ = terminate.recv() => Ok(ExitCode::from(crate::exit::INTERRUPTED)),
+    };
+    // If nobody hears it: a lease whose holder is silent ends by itself.
+    if let Err(error) = ask(broker, &Question::Release(id)).await {
+        eprintln!("note: the lease could not be given back in order, and ends by itself in some seconds: {error:#}");
+    }
+    broker.close().await?;
+    done
+}
+
+async fn held(broker: &Arc<dyn Broker>, options: &Acquire, id: &str, json: bool) -> Result<ExitCode> {
+    let request = LeaseRequest {
+        id: id.to_owned(),
+        devices: options.devices as usize,
+        host: options.host.clone(),
+        kind: options.kind.map(|kind| kind.as_str().to_owned()),
+        group: options.group.clone(),
+        holder: common::whoami(),
+        until: options.time.map(|time| unix_ms() + time.as_millis() as u64),
+    };
+    let mut said = String::new();
+    let lease = loop {
+        match ask(broker, &Question::Acquire(request.clone())).await {
+            Ok(Answer::Lease(lease)) if lease.free => break lease,
+            Ok(Answer::Lease(lease)) => say_once(&mut said, &format!("waiting until {} drained", named(&lease))),
+            Ok(other) => bail!("the scaler answered something else: {other:?}"),
+            Err(reason) if options.wait => say_once(&mut said, &format!("waiting: {reason:#}")),
+            Err(reason) => return Err(reason.context("nothing is lent; --wait waits until it can be")),
+        }
+        tokio::time::sleep(LOOK).await;
+    };
+    let environment = environment(&lease);
+    if json {
+        println!(
+            "{}",
+            json!({ "lease": lease, "environment": environment.iter().cloned().collect::<serde_json::Map<_, _>>() })
+        );
+    } else {
+        println!("lease `{id}`: {} free", named(&lease));
+        environment.iter().for_each(|(name, value)| println!("{name}={}", value.as_str().unwrap_or_default()));
+    }
+    let mut child = match options.command.split_first() {
+        Some((program, arguments)) => {
+            let mut command = Command::new(program);
+            command.args(arguments).kill_on_drop(true);
+            command.envs(environment.iter().map(|(name, value)| (name.as_str(), value.as_str().unwrap_or_default())));
+            Some(command.spawn().with_context(|| format!("cannot run `{program}`"))?)
+        }
+        None => {
+            if !json {
+                println!(
+                    "held until Ctrl-C{}",
+                    options.time.map_or(String::new(), |time| format!(", for {}", common::short(time)))
+                );
+            }
+            None
+        }
+    };
+    let mut told = false;
+    let mut heard = tokio::time::Instant::now();
+    loop {
+        tokio::select! {
+            status = ended(&mut child) => return Ok(exit_code(status?)),
+            () = tokio::time::sleep(RENEWAL) => {}
+        }
+        match broker
+            .ask(sluice_core::scaler::SCALER, serde_json::to_vec(&Question::Renew(id.to_owned()))?.into(), RENEWAL)
+            .await
+        {
+            Ok(Some(answer)) => match serde_json::from_slice(&answer)? {
+                Answer::Lease(lease) => {
+                    heard = tokio::time::Instant::now();
+                    if let (Some((at, why)), false) = (&lease.ending, told) {
+                        told = true;
+                        let left = common::short(Duration::from_millis(at.saturating_sub(unix_ms())));
+                        eprintln!("the lease ends in {left}: {why}");
+                        match &child {
+                            Some(child) => terminate(child),
+                            None => return Ok(ExitCode::SUCCESS),
+                        }
+                    }
+                }
+                Answer::Refused(reason) => bail!("{reason}"),
+                other => bail!("the scaler answered something else: {other:?}"),
+            },
+            // The scaler changes, or the broker is away for a moment.
+            Ok(None) | Err(_) if heard.elapsed() < LOST_AFTER => {}
+            Ok(None) => bail!("no scaler has answered for {LOST_AFTER:?}: the lease has ended by now"),
+            Err(error) => return Err(error).context("the lease has ended by now"),
+        }
+    }
+}
+
+fn say_once(said: &mut String, text: &str) {
+    if said != text {
+        eprintln!("{text}");
+        *said = text.to_owned();
+    }
+}
+
+/// What programs look at to find their devices.
+fn environment(lease: &LeaseState) -> Vec<(String, serde_json::Value)> {
+    let gpus: Vec<&str> = lease.devices.iter().filter_map(|(_, held)| held.device.strip_prefix("cuda:")).collect();
+    let mut environment = vec![
+        ("SLUICE_LEASE".to_owned(), lease.id.clone().into()),
+        ("SLUICE_LEASE_DEVICES".to_owned(), named(lease).replace(", ", ",").into()),
+    ];
+    if !gpus.is_empty() {
+        environment.push(("CUDA_VISIBLE_DEVICES".to_owned(), gpus.join(",").into()));
+    }
+    environment
+}
+
+async fn ended(child: &mut Option<Child>) -> std::io::Result<ExitStatus> {
+    match child {
+        Some(child) => child.wait().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn terminate(child: &Child) {
+    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
+        // SAFETY: kill only sends a signal; the process is ours and has not been waited for.
+        unsafe {
+            libc::kill(pid, libc::SIGTERM);
+        }
+    }
+}
+
+/// The command's own, or 128 and the signal that ended it, as shells say it.
+fn exit_code(status: ExitStatus) -> ExitCode {
+    use std::os::unix::process::ExitStatusExt;
+    let code = status.code().or_else(|| Some(128 + status.signal()?)).unwrap_or(1);
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}

@@ -1,0 +1,91 @@
+//! What each host is to be told now: an assignment that differs from the one sent before, or one that the host has not taken up.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sluice_core::assignment::{Assigned, Assignment, Gate, Generation, Lease};
+
+/// A host that does not follow what it was sent so long ago did not hear it.
+const UNHEARD_AFTER: Duration = Duration::from_secs(1);
+
+/// What was sent under one term.
+#[derive(Debug)]
+pub struct Assigner {
+    term: u64,
+    counter: u64,
+    sent: BTreeMap<String, (Assignment, Duration)>,
+}
+
+/// What a host should have.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Wanted {
+    /// Its slots, sorted.
+    pub slots: Vec<Assigned>,
+    /// What an operator lets it have.
+    pub gate: Gate,
+    /// Its devices that are lent.
+    pub leases: Vec<Lease>,
+}
+
+impl Assigner {
+    /// For a leader that begins: everything is said anew, since nobody follows this term yet.
+    pub fn new(term: u64) -> Self {
+        Self { term, counter: 0, sent: BTreeMap::new() }
+    }
+
+    /// What to send, given the generation that each host follows.
+    pub fn due(
+        &mut self,
+        wanted: &BTreeMap<String, Wanted>,
+        followed: &BTreeMap<String, Generation>,
+        now: Duration,
+    ) -> Vec<Assignment> {
+        self.sent.retain(|host, _| wanted.contains_key(host));
+        let mut due = Vec::new();
+        for (host, wanted) in wanted {
+            if let Some((sent, at)) = self.sent.get(host) {
+                let same = sent.slots == wanted.slots && sent.gate == wanted.gate && sent.leases == wanted.leases;
+                let heard = followed.get(host) == Some(&sent.generation) || now.saturating_sub(*at) < UNHEARD_AFTER;
+                if same && heard {
+                    continue;
+                }
+            }
+            self.counter += 1;
+            let assignment = Assignment {
+                host: host.clone(),
+                generation: Generation { term: self.term, counter: self.counter },
+                slots: wanted.slots.clone(),
+                gate: wanted.gate,
+                leases: wanted.leases.clone(),
+            };
+            self.sent.insert(host.clone(), (assignment.clone(), now));
+            due.push(assignment);
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_sent_once_and_what_was_not_heard_again() {
+        let slots = |count| vec![Assigned { model: "m".parse().expect("a name"), device: "cpu".into(), slots: count }];
+        let wanted = |count| BTreeMap::from([("a".to_owned(), Wanted { slots: slots(count), ..Wanted::default() })]);
+        let mut assigner = Assigner::new(7);
+        let ms = Duration::from_millis;
+        let nothing = BTreeMap::new();
+        let first = assigner.due(&wanted(1), &nothing, ms(0));
+        assert_eq!(first[0].generation, Generation { term: 7, counter: 1 });
+        assert_eq!(assigner.due(&wanted(1), &nothing, ms(500)), [], "it may be on its way");
+        let again = assigner.due(&wanted(1), &nothing, ms(1100));
+        assert!(again[0].generation > first[0].generation && again[0].slots == first[0].slots);
+        let followed = BTreeMap::from([("a".to_owned(), again[0].generation)]);
+        assert_eq!(assigner.due(&wanted(1), &followed, ms(9000)), []);
+        assert_eq!(assigner.due(&wanted(2), &followed, ms(9500))[0].slots, slots(2));
+        // A host that comes back after it was given up is told, whatever it was told before.
+        assigner.due(&BTreeMap::new(), &followed, ms(10_000));
+        assert_eq!(assigner.due(&wanted(2), &followed, ms(10_500)).len(), 1);
+    }
+}

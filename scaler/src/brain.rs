@@ -1,0 +1,561 @@
+//! A round of decisions: what each model needs, what its group's share allows, and where that goes. No sockets: what it looks at is
+//! handed in, what follows is handed out.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_core::ModelName;
+use sluice_core::assignment::{Assigned, Gate};
+use sluice_core::broker::Reading;
+use sluice_core::clock::UnixMs;
+use sluice_core::manifest::{DeviceKind, WhileStopped};
+use sluice_core::scaler::{Answer, Changed, Explanation, LeaseRequest, LeaseState};
+
+use crate::arrivals::Arrivals;
+use crate::assign::Wanted;
+use crate::catalog::Entry;
+use crate::decide::{Demand, History, Lag, decide};
+use crate::fleet::{Fleet, Measured};
+use crate::lease::{GRACE, Leases};
+use crate::place::{Place, Placement, Want, place};
+use crate::share::{Claim, Group, share};
+
+/// A model's last changes that are kept.
+const CHANGES: usize = 20;
+/// The pause before a host that failed to load a model may try again; it doubles each time.
+const FIRST_PAUSE: Duration = Duration::from_secs(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// Until the first was measured.
+const USUAL_COLD_START: Duration = Duration::from_secs(1);
+
+/// What is in a model's queue.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Queued {
+    /// Requests that nobody has taken.
+    pub ready: u64,
+    /// Requests taken and not settled, if the broker knows; hosts do otherwise.
+    pub in_flight: Option<u64>,
+}
+
+/// What a round looks at.
+pub struct Seen<'s> {
+    /// The deployed models.
+    pub models: &'s BTreeMap<ModelName, Arc<Entry>>,
+    /// Their queues.
+    pub queues: &'s BTreeMap<ModelName, Reading<Queued>>,
+    /// The hosts.
+    pub fleet: &'s Fleet,
+    /// The time of day.
+    pub clock: UnixMs,
+    /// The time since a fixed moment, which only grows.
+    pub now: Duration,
+}
+
+/// What is remembered from round to round.
+#[derive(Debug, Default)]
+pub struct Brain {
+    groups: Vec<Group>,
+    minds: BTreeMap<ModelName, Mind>,
+    placement: Placement,
+    failures: BTreeMap<(ModelName, String), Failure>,
+    /// Hosts that an operator wants less of.
+    gates: BTreeMap<String, Gate>,
+    leases: Leases,
+    /// Units of each kind of device, and what wants them, as of the last round.
+    claims: BTreeMap<bool, (usize, Vec<Claim>)>,
+}
+
+/// What is remembered of a model.
+#[derive(Debug, Default)]
+struct Mind {
+    history: History,
+    arrivals: Arrivals,
+    row_time: Option<Duration>,
+    rows_per_request: Option<f64>,
+    cold_start: Option<Duration>,
+    /// Since when it has wanted something and had nothing.
+    waiting_since: Option<Duration>,
+    wanted: usize,
+    granted: usize,
+    serving: usize,
+    revision: u64,
+    reason: String,
+    trouble: Option<String>,
+    /// A trouble is logged once.
+    told: Option<String>,
+    changes: VecDeque<Changed>,
+    demand: Option<Demand>,
+}
+
+#[derive(Debug)]
+struct Failure {
+    revision: Option<u64>,
+    count: u32,
+    until: Duration,
+}
+
+/// What came of a round.
+#[derive(Debug, Default)]
+pub struct Round {
+    /// What each host should have.
+    pub wanted: BTreeMap<String, Wanted>,
+    /// What happened, for the log: a model and what.
+    pub changes: Vec<(ModelName, Changed)>,
+    /// Troubles that are new: a model, and what is wrong.
+    pub troubles: Vec<(ModelName, String)>,
+    /// Leases that ended, and why.
+    pub ended: Vec<(String, String)>,
+    /// Slots that fit nowhere, by model, and why.
+    pub unplaced: BTreeMap<ModelName, (usize, String)>,
+}
+
+impl Brain {
+    /// With these shares.
+    pub fn new(groups: Vec<Group>) -> Self {
+        Self { groups, ..Self::default() }
+    }
+
+    /// A new leader takes up what hosts follow: it begins where the old one ended.
+    pub fn adopt(&mut self, fleet: &Fleet, now: Duration) {
+        for report in fleet.alive(now) {
+            let Some(assignment) = &report.assignment else { continue };
+            for assigned in &assignment.slots {
+                let places = self.placement.entry(assigned.model.clone()).or_default();
+                places.insert((report.host.clone(), assigned.device.clone()), assigned.slots);
+            }
+            if assignment.gate != Gate::Open {
+                self.gates.insert(report.host.clone(), assignment.gate);
+            }
+            self.leases.adopt(&report.host, &assignment.leases, now);
+        }
+    }
+
+    /// Decides everything once.
+    pub fn round(&mut self, seen: &Seen) -> Round {
+        let Seen { fleet, now, clock, .. } = *seen;
+        let mut round = Round { ended: self.leases.tick(clock, now), ..Round::default() };
+        self.minds.retain(|model, _| seen.models.contains_key(model));
+        self.note_failures(fleet, seen.models, now);
+        let measured = fleet.measure(now);
+        for (model, entry) in seen.models {
+            let measured = measured.get(model).copied().unwrap_or_default();
+            let placed = self.placement.get(model).map_or(0, |places| places.values().sum());
+            let mind = self.minds.entry(model.clone()).or_default();
+            mind.want(seen, model, entry, measured, placed);
+        }
+        self.grant(seen);
+        let hosts = fleet.open(now, &self.gates, &self.leases.places());
+        let wants = self.wants(seen, &measured);
+        let busy = |model: &ModelName, (host, device): &Place| {
+            let report = fleet.host(host, now);
+            let found =
+                report.and_then(|report| report.models.iter().find(|of| of.model == *model && of.device == *device));
+            found.map_or(0.0, |of| of.measured.busy)
+        };
+        let placed = place(&wants, &hosts, &self.placement, &busy);
+        round.unplaced = placed.unplaced;
+        let before = std::mem::replace(&mut self.placement, placed.placement);
+        self.note_changes(seen, &before, &mut round);
+        round.wanted = self.wanted(fleet, now);
+        round
+    }
+
+    /// Hosts that could not load a model are avoided for a while.
+    fn note_failures(&mut self, fleet: &Fleet, models: &BTreeMap<ModelName, Arc<Entry>>, now: Duration) {
+        self.failures.retain(|(model, _), failure| {
+            models.get(model).is_some_and(|entry| failure.revision.is_none_or(|revision| revision == entry.revision))
+        });
+        for (host, report) in fleet.failed(now) {
+            let key = (report.model.clone(), host.to_owned());
+            let failure =
+                self.failures.entry(key).or_insert(Failure { revision: report.revision, count: 0, until: now });
+            let assigned =
+                self.placement.get(&report.model).is_some_and(|places| places.keys().any(|(at, _)| at == host));
+            if assigned && failure.until <= now {
+                let pause = FIRST_PAUSE.saturating_mul(1 << failure.count.min(8)).min(LONGEST_PAUSE);
+                failure.count += 1;
+                failure.until = now + pause;
+            }
+        }
+    }
+
+    /// What each group's share allows.
+    fn grant(&mut self, seen: &Seen) {
+        let mut reclaimed = Vec::new();
+        self.claims.clear();
+        for kind in [DeviceKind::Cpu, DeviceKind::Cuda] {
+            let devices = seen.fleet.alive(seen.now).filter(|report| {
+                report.assignment.is_some() && !report.draining && self.gate(&report.host) != Gate::Drained
+            });
+            let capacity = devices
+                .flat_map(|report| &report.devices)
+                .filter(|device| device.name.starts_with("cuda") == (kind == DeviceKind::Cuda))
+                .map(|device| device.capacity)
+                .sum();
+            let models: Vec<(&ModelName, &Arc<Entry>)> = seen
+                .models
+                .iter()
+                .filter(|(_, entry)| entry.started && entry.manifest.resources.device == kind)
+                .collect();
+            let mut claims: Vec<Claim> = models
+                .iter()
+                .map(|(model, entry)| {
+                    let mind = self.minds.get(model);
+                    let waited = mind.and_then(|mind| mind.waiting_since).map(|since| seen.now.saturating_sub(since));
+                    Claim {
+                        group: entry.manifest.scaling.group.clone(),
+                        priority: entry.manifest.scaling.priority,
+                        wants: mind.map_or(0, |mind| mind.wanted),
+                        has: self.placement.get(*model).map_or(0, |places| places.values().sum()),
+                        units: units(entry),
+                        waited: waited.unwrap_or_default(),
+                    }
+                })
+                .collect();
+            let lent: Vec<(&String, Claim)> = self
+                .leases
+                .iter()
+                .filter_map(|(id, held)| {
+                    let units = self.units_of(seen, held.devices.keys(), kind);
+                    (units > 0).then(|| (id, lease_claim(held.group(), units, true)))
+                })
+                .collect();
+            claims.extend(lent.iter().map(|(_, claim)| claim.clone()));
+            let granted = share(capacity, &self.groups, &claims);
+            for ((model, _), granted) in models.iter().zip(&granted) {
+                if let Some(mind) = self.minds.get_mut(*model) {
+                    mind.granted = *granted;
+                }
+            }
+            for ((id, claim), granted) in lent.iter().zip(&granted[models.len()..]) {
+                if *granted < claim.wants {
+                    reclaimed.push((*id).clone());
+                }
+            }
+            self.claims.insert(kind == DeviceKind::Cuda, (capacity, claims));
+        }
+        for id in reclaimed {
+            let reason =
+                format!("others need its devices, and its group has no share for them; they are taken in {GRACE:?}");
+            self.leases.reclaim(&id, &reason, seen.now);
+        }
+    }
+
+    fn units_of<'p>(&self, seen: &Seen, places: impl Iterator<Item = &'p Place>, kind: DeviceKind) -> usize {
+        let units = places.filter(|(_, device)| device.starts_with("cuda") == (kind == DeviceKind::Cuda)).filter_map(
+            |(host, device)| {
+                let report = seen.fleet.host(host, seen.now)?;
+                Some(report.devices.iter().find(|of| of.name == *device)?.capacity)
+            },
+        );
+        units.sum()
+    }
+
+    /// What is to be placed, those that matter most first.
+    fn wants(&self, seen: &Seen, measured: &BTreeMap<ModelName, Measured>) -> Vec<Want> {
+        let mut wants: Vec<(i32, Want)> = Vec::with_capacity(seen.models.len());
+        for (model, entry) in seen.models {
+            let Some(mind) = self.minds.get(model) else { continue };
+            let avoided = self.failures.range((model.clone(), String::new())..).take_while(|((of, _), _)| of == model);
+            let avoid =
+                avoided.filter(|(_, failure)| seen.now < failure.until).map(|((_, host), _)| host.clone()).collect();
+            let manifest = &entry.manifest;
+            // What hosts run by their own configuration is there already.
+            let listed = measured.get(model).map_or(0, |measured| measured.listed);
+            let refuses = !entry.started && manifest.serving.while_stopped == WhileStopped::Refuse;
+            let (slots, units, memory_mib) = match refuses {
+                // Somebody has to say so; that takes no room.
+                true => (usize::from(listed == 0), 0, 0),
+                false => (mind.granted.saturating_sub(listed), units(entry), manifest.resources.memory_mib),
+            };
+            let want = Want {
+                model: model.clone(),
+                slots,
+                kind: manifest.resources.device,
+                units,
+                memory_mib,
+                sharing: manifest.resources.sharing,
+                selector: manifest.scaling.selector.clone(),
+                avoid,
+            };
+            wants.push((manifest.scaling.priority, want));
+        }
+        wants.sort_by_key(|(priority, _)| std::cmp::Reverse(*priority));
+        wants.into_iter().map(|(_, want)| want).collect()
+    }
+
+    fn note_changes(&mut self, seen: &Seen, before: &Placement, round: &mut Round) {
+        let count = |placement: &Placement, model: &ModelName| {
+            placement.get(model).map_or(0, |places| places.values().sum::<usize>())
+        };
+        for (model, mind) in &mut self.minds {
+            let (from, to) = (count(before, model), count(&self.placement, model));
+            if from != to {
+                let changed = Changed { at: seen.clock, from, to, reason: mind.reason.clone() };
+                mind.changes.push_front(changed.clone());
+                mind.changes.truncate(CHANGES);
+                round.changes.push((model.clone(), changed));
+            }
+            mind.waiting_since = match mind.wanted > 0 && to == 0 {
+                true => mind.waiting_since.or(Some(seen.now)),
+                false => None,
+            };
+            if let Some((missing, why)) = round.unplaced.get(model) {
+                mind.trouble = Some(format!("{missing} slots fit nowhere: {why}"));
+            } else if mind.granted < mind.wanted {
+                mind.trouble = Some(format!(
+                    "{} slots wait: there is not room for all, and this is what the shares of groups leave it",
+                    mind.wanted - mind.granted
+                ));
+            }
+            if mind.trouble != mind.told {
+                if let Some(trouble) = &mind.trouble
+                    && mind.told.is_none()
+                {
+                    round.troubles.push((model.clone(), trouble.clone()));
+                }
+                mind.told = mind.trouble.clone();
+            }
+        }
+    }
+
+    fn wanted(&self, fleet: &Fleet, now: Duration) -> BTreeMap<String, Wanted> {
+        let mut wanted: BTreeMap<String, Wanted> = BTreeMap::new();
+        for report in fleet.alive(now).filter(|report| report.assignment.is_some()) {
+            let gate = self.gate(&report.host);
+            let leases = self.leases.of_host(&report.host);
+            wanted.insert(report.host.clone(), Wanted { slots: Vec::new(), gate, leases });
+        }
+        for (model, places) in &self.placement {
+            for ((host, device), slots) in places {
+                if let Some(wanted) = wanted.get_mut(host) {
+                    wanted.slots.push(Assigned { model: model.clone(), device: device.clone(), slots: *slots });
+                }
+            }
+        }
+        wanted
+    }
+
+    /// Why a model has what it has.
+    pub fn explain(&self, model: &ModelName) -> Answer {
+        let Some(mind) = self.minds.get(model) else {
+            return Answer::Refused(format!("model `{model}` is not deployed, as far as the scaler knows"));
+        };
+        let places = self.placement.get(model).into_iter().flatten();
+        let mut hosts: BTreeMap<String, usize> = BTreeMap::new();
+        for ((host, _), slots) in places {
+            *hosts.entry(host.clone()).or_default() += slots;
+        }
+        Answer::Explained(Explanation {
+            model: model.clone(),
+            revision: mind.revision,
+            wanted: mind.wanted,
+            granted: mind.granted,
+            placed: hosts.values().sum(),
+            serving: mind.serving,
+            reason: mind.reason.clone(),
+            trouble: mind.trouble.clone(),
+            hosts: hosts.into_iter().collect(),
+            changes: mind.changes.iter().cloned().collect(),
+        })
+    }
+
+    fn gate(&self, host: &str) -> Gate {
+        self.gates.get(host).copied().unwrap_or_default()
+    }
+
+    /// Lets a host have less, or all again.
+    pub fn set_gate(&mut self, host: &str, gate: Gate, fleet: &Fleet, now: Duration) -> Answer {
+        match fleet.host(host, now) {
+            None => {
+                return Answer::Refused(format!("there is no host `{host}` that reports: `sluice hosts` lists them"));
+            }
+            Some(report) if report.assignment.is_none() => {
+                return Answer::Refused(format!(
+                    "host `{host}` runs what its own configuration lists: stop its worker instead"
+                ));
+            }
+            Some(_) => _ = self.gates.insert(host.to_owned(), gate),
+        }
+        Answer::Done
+    }
+
+    /// Lends devices, if that leaves everybody else their share.
+    pub fn acquire(&mut self, request: &LeaseRequest, fleet: &Fleet, clock: UnixMs, now: Duration) -> Answer {
+        if self.leases.get(&request.id).is_some() {
+            return self.renew(&request.id, fleet, now);
+        }
+        let lent = self.leases.places();
+        let hosts = fleet.alive(now).filter(|report| {
+            report.assignment.is_some()
+                && !report.draining
+                && self.gate(&report.host) == Gate::Open
+                && request.host.as_ref().is_none_or(|host| *host == report.host)
+        });
+        let devices: Vec<(Place, usize)> = hosts
+            .flat_map(|report| {
+                report.devices.iter().map(|device| ((report.host.clone(), device.name.clone()), device.capacity))
+            })
+            .collect();
+        let is_gpu = |place: &Place| place.1.starts_with("cuda");
+        let gpus = match request.kind.as_deref() {
+            Some(kind) => kind == "cuda",
+            None => devices.iter().any(|(place, _)| is_gpu(place)),
+        };
+        let mut devices: Vec<(Place, usize)> =
+            devices.into_iter().filter(|(place, _)| is_gpu(place) == gpus && !lent.contains(place)).collect();
+        if devices.len() < request.devices {
+            let what = if gpus { "GPUs" } else { "hosts' processors" };
+            let wanted = request.devices;
+            return Answer::Refused(format!("{wanted} {what} are wanted, and {} could be lent", devices.len()));
+        }
+        // The least disturbed first.
+        let running = |place: &Place| -> usize { self.placement.values().filter_map(|places| places.get(place)).sum() };
+        devices.sort_by_key(|(place, _)| (running(place), place.clone()));
+        devices.truncate(request.devices);
+        let units = devices.iter().map(|(_, units)| units).sum();
+        let (capacity, mut claims) = self.claims.get(&gpus).cloned().unwrap_or_default();
+        claims.push(lease_claim(&request.group, units, false));
+        let granted = share(capacity, &self.groups, &claims);
+        if granted.last().is_none_or(|granted| *granted < units) {
+            return Answer::Refused(format!(
+                "{units} units are wanted for group `{}`, and what others need leaves it {} of {capacity}",
+                request.group,
+                granted.last().copied().unwrap_or(0)
+            ));
+        }
+        self.leases.lend(request, devices.into_iter().map(|(place, _)| place).collect(), clock, now);
+        self.renew(&request.id, fleet, now)
+    }
+
+    /// How a lease stands; its holder is alive.
+    pub fn renew(&mut self, id: &str, fleet: &Fleet, now: Duration) -> Answer {
+        match self.leases.renew(id, now).is_some() {
+            true => Answer::Lease(self.state(id, fleet, now)),
+            false => Answer::Refused(format!("lease `{id}` has ended")),
+        }
+    }
+
+    /// A lease is not needed any more.
+    pub fn release(&mut self, id: &str) -> Answer {
+        self.leases.release(id);
+        Answer::Done
+    }
+
+    /// All leases.
+    pub fn leases(&self, fleet: &Fleet, now: Duration) -> Answer {
+        Answer::Leases(self.leases.iter().map(|(id, _)| self.state(id, fleet, now)).collect())
+    }
+
+    fn state(&self, id: &str, fleet: &Fleet, now: Duration) -> LeaseState {
+        let held = self.leases.get(id);
+        let devices: Vec<(String, _)> = held
+            .into_iter()
+            .flat_map(|held| &held.devices)
+            .map(|((host, _), lease)| (host.clone(), lease.clone()))
+            .collect();
+        let free = devices.iter().all(|(host, lease)| {
+            // A host that is dead runs nothing.
+            fleet.host(host, now).is_none_or(|report| {
+                let told = report.assignment.as_ref().is_some_and(|assignment| assignment.leases.contains(lease));
+                told && report.models.iter().all(|model| model.device != lease.device)
+            })
+        });
+        let ending = held.and_then(|held| held.ending.clone());
+        let ending =
+            ending.map(|(at, why)| (at.saturating_sub(now).as_millis() as UnixMs + sluice_core::clock::unix_ms(), why));
+        LeaseState { id: id.to_owned(), devices, free, ending }
+    }
+
+    /// How every model stands, for metrics and records.
+    pub fn models(&self) -> impl Iterator<Item = ModelView<'_>> {
+        self.minds.iter().map(|(name, mind)| ModelView {
+            name,
+            wanted: mind.wanted,
+            granted: mind.granted,
+            placed: self.placement.get(name).map_or(0, |places| places.values().sum()),
+            in_trouble: mind.trouble.is_some(),
+            demand: mind.demand.as_ref(),
+        })
+    }
+}
+
+/// How a model stands.
+#[derive(Debug)]
+pub struct ModelView<'b> {
+    /// Which.
+    pub name: &'b ModelName,
+    /// Slots by its load.
+    pub wanted: usize,
+    /// Of these, what its group's share allows.
+    pub granted: usize,
+    /// Of these, what is on hosts or on its way there.
+    pub placed: usize,
+    /// Whether something keeps it from what it needs.
+    pub in_trouble: bool,
+    /// What the decision rested on; none while it is stopped.
+    pub demand: Option<&'b Demand>,
+}
+
+/// What a slot takes of a device.
+fn units(entry: &Entry) -> usize {
+    match entry.manifest.resources.device {
+        DeviceKind::Cpu => entry.manifest.resources.threads,
+        DeviceKind::Cuda => 1,
+    }
+}
+
+/// A lease wants its devices whole. It is work that can wait: models of its own group come first.
+fn lease_claim(group: &str, units: usize, has: bool) -> Claim {
+    let has = if has { units } else { 0 };
+    Claim { group: group.to_owned(), priority: -1, wants: units, has, units: 1, waited: Duration::ZERO }
+}
+
+impl Mind {
+    /// How many slots a model needs.
+    fn want(&mut self, seen: &Seen, model: &ModelName, entry: &Entry, measured: Measured, placed: usize) {
+        self.trouble = None;
+        self.serving = measured.serving;
+        self.revision = entry.revision;
+        self.row_time = measured.row_seconds.map(Duration::from_secs_f64).or(self.row_time);
+        self.rows_per_request = measured.rows_per_request.or(self.rows_per_request);
+        self.cold_start = measured.cold_start.or(self.cold_start);
+        if !entry.started {
+            (self.wanted, self.granted) = (0, 0);
+            self.history = History::default();
+            self.arrivals.forget();
+            self.reason = "it is stopped".into();
+            self.demand = None;
+            return;
+        }
+        let rows = self.rows_per_request.unwrap_or(1.0);
+        let queue = seen.queues.get(model).cloned().unwrap_or(Reading::Unknown("its queue was not read yet".into()));
+        let (lag, arrivals) = match queue {
+            Reading::Known(queued) => {
+                let in_flight = queued.in_flight.unwrap_or(measured.held);
+                let in_rows = |requests: u64| (requests as f64 * rows).ceil() as u64;
+                let lag = Lag { waiting: in_rows(queued.ready), in_flight: in_rows(in_flight) };
+                let backlog = (lag.waiting + lag.in_flight) as f64;
+                (Reading::Known(lag), self.arrivals.note(backlog, seen.fleet.done(model), seen.now))
+            }
+            Reading::Unknown(reason) => {
+                self.arrivals.forget();
+                self.trouble = Some(format!("how much waits is unknown: {reason}"));
+                (Reading::Unknown(reason), 0.0)
+            }
+        };
+        let demand = Demand {
+            scaling: entry.manifest.scaling.clone(),
+            lag,
+            arrivals,
+            row_time: self.row_time,
+            cold_start: self.cold_start.unwrap_or(USUAL_COLD_START),
+            slots: placed + measured.listed,
+        };
+        let decision = decide(&demand, &mut self.history, seen.now);
+        self.wanted = decision.slots;
+        self.reason = decision.reason;
+        self.demand = Some(demand);
+    }
+}

@@ -1,0 +1,158 @@
+//! Which models are deployed, and with which settings: follows the registry. It also makes their queues and tells callers what they take,
+//! since no host does that for a model without slots.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use sluice_core::broker::Broker;
+use sluice_core::report::REVISED;
+use sluice_core::{Manifest, ModelName};
+use sluice_registry::{Registry, RegistryError, Revision};
+use sluice_service::describe::Describing;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// The pause before a registry is asked again that could not be reached.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// The deployed models.
+#[derive(Default)]
+pub struct Catalog(Mutex<BTreeMap<ModelName, Arc<Entry>>>);
+
+/// A deployed model.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// With the profile over it.
+    pub manifest: Manifest,
+    /// Whether it serves.
+    pub started: bool,
+    /// The number of its newest revision.
+    pub revision: u64,
+}
+
+/// Follows the registry.
+pub struct Follower {
+    /// What it fills.
+    pub catalog: Arc<Catalog>,
+    /// What it follows.
+    pub registry: Registry,
+    /// Where queues are.
+    pub broker: Arc<dyn Broker>,
+    /// Between two looks at everything.
+    pub poll: Duration,
+}
+
+impl Catalog {
+    /// All models as they are now.
+    pub fn read(&self) -> BTreeMap<ModelName, Arc<Entry>> {
+        self.models().clone()
+    }
+
+    /// For tests and benchmarks.
+    pub fn put(&self, model: ModelName, entry: Entry) {
+        self.models().insert(model, Arc::new(entry));
+    }
+
+    fn models(&self) -> MutexGuard<'_, BTreeMap<ModelName, Arc<Entry>>> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Follower {
+    /// Follows until `stop`.
+    pub async fn follow(self, stop: CancellationToken) -> Result<()> {
+        let mut signals = self.broker.listen(REVISED).await.context("listening for new revisions")?;
+        let mut described = BTreeMap::new();
+        loop {
+            let pause = match self.look_at_all(&mut described, &stop).await {
+                Ok(()) => self.poll,
+                Err(reason) => {
+                    warn!(reason = format!("{reason:#}"), "cannot read the registry; what is known of models stays");
+                    PAUSE
+                }
+            };
+            let next = tokio::time::sleep(pause);
+            tokio::pin!(next);
+            loop {
+                let signal = tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    () = &mut next => break,
+                    signal = signals.next() => signal.context("listening for new revisions")?,
+                };
+                let name = std::str::from_utf8(&signal.payload).ok().and_then(|name| name.parse::<ModelName>().ok());
+                if let Some(model) = name
+                    && let Err(reason) = self.look(&model, &mut described, &stop).await
+                {
+                    warn!(%model, reason = format!("{reason:#}"), "cannot read a new revision; looking again soon");
+                    break;
+                }
+            }
+        }
+    }
+
+    async fn look_at_all(
+        &self,
+        described: &mut BTreeMap<ModelName, Describing>,
+        stop: &CancellationToken,
+    ) -> Result<()> {
+        let models = self.registry.models().await?;
+        let known: Vec<ModelName> = self.catalog.models().keys().cloned().collect();
+        for gone in known.iter().filter(|known| !models.contains(known)) {
+            self.forget(gone, described);
+        }
+        for model in &models {
+            self.look(model, described, stop).await?;
+        }
+        Ok(())
+    }
+
+    async fn look(
+        &self,
+        model: &ModelName,
+        described: &mut BTreeMap<ModelName, Describing>,
+        stop: &CancellationToken,
+    ) -> Result<()> {
+        let newest = match self.registry.newest(model).await {
+            // One bad record must not hide the other models.
+            Err(RegistryError::Unreadable { key, reason }) => {
+                warn!(%model, key, reason, "a revision cannot be read; what is known of the model stays");
+                return Ok(());
+            }
+            newest => newest?,
+        };
+        let Some(Revision { number, version, started, profile, .. }) = newest else {
+            self.forget(model, described);
+            return Ok(());
+        };
+        let known = self.catalog.models().get(model).cloned();
+        let entry = match known.filter(|known| known.revision == number) {
+            Some(known) => known,
+            None => {
+                let manifest = self.registry.effective(model, &version, &profile).await?;
+                info!(%model, revision = number, version, started, "a new revision");
+                Arc::new(Entry { manifest, started, revision: number })
+            }
+        };
+        if started {
+            // Requests wait there until there are slots. One that was removed behind our back comes back too.
+            _ = self.broker.ensure_queue(model, &entry.manifest.queue_limits()).await?;
+        }
+        if !described.contains_key(model) {
+            described.insert(model.clone(), Describing::start(&self.broker, model, stop).await?);
+        }
+        if let Some(describing) = described.get(model) {
+            describing.set(&entry.manifest, started);
+        }
+        self.catalog.models().insert(model.clone(), entry);
+        Ok(())
+    }
+
+    fn forget(&self, model: &ModelName, described: &mut BTreeMap<ModelName, Describing>) {
+        if self.catalog.models().remove(model).is_some() {
+            info!(%model, "it is not deployed any more");
+        }
+        described.remove(model);
+    }
+}

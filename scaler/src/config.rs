@@ -1,0 +1,100 @@
+//! The scaler's configuration.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sluice_broker::Options;
+use sluice_core::manifest::is_group;
+use sluice_registry::Location;
+use sluice_service::config::ConfigError;
+use sluice_service::telemetry::LogFormat;
+
+use crate::share::Group;
+
+/// The whole file.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// How to reach the broker.
+    pub broker: Options,
+    /// Where deployed models are.
+    pub registry: Location,
+    /// The scaler.
+    pub scaler: ScalerConfig,
+}
+
+/// The `[scaler]` section.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ScalerConfig {
+    /// This scaler's name in logs, and as the holder of the lead; the machine's name and the process's number if empty.
+    pub name: String,
+    /// Where `/live`, `/ready` and `/metrics` are served.
+    pub admin: SocketAddr,
+    /// A `tracing` filter.
+    pub log: String,
+    /// `text` or `json`.
+    pub log_format: LogFormat,
+    /// From one round of decisions to the next.
+    #[serde(with = "humantime_serde")]
+    pub interval: Duration,
+    /// How often the registry is looked at, should the signal that something changed be lost.
+    #[serde(with = "humantime_serde")]
+    pub registry_poll: Duration,
+    /// Shares of groups of models; one that is not here has weight 1 and no minimum.
+    pub groups: Vec<Group>,
+    /// A command, with its arguments, that is told as JSON on its standard input what slots fit nowhere whenever that changes: it may add
+    /// hosts.
+    pub when_short: Vec<String>,
+}
+
+impl Default for ScalerConfig {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            admin: SocketAddr::from(([127, 0, 0, 1], 9465)),
+            // RabbitMQ's client logs as errors what its caller handles.
+            log: "info,lapin=off".into(),
+            log_format: LogFormat::default(),
+            interval: Duration::from_millis(500),
+            registry_poll: Duration::from_secs(15),
+            groups: Vec::new(),
+            when_short: Vec::new(),
+        }
+    }
+}
+
+impl Config {
+    /// Checks what types cannot; all faults at once.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let mut faults = Vec::new();
+        if self.scaler.interval < Duration::from_millis(50) {
+            faults.push(format!("`scaler.interval` is {:?}: 50ms or more", self.scaler.interval));
+        }
+        for (index, group) in self.scaler.groups.iter().enumerate() {
+            if !is_group(&group.name) {
+                faults.push(format!(
+                    "`scaler.groups[{index}].name` is `{}`: names of a-z, 0-9 and -, up to four levels apart by /",
+                    group.name
+                ));
+            }
+            if !(group.weight > 0.0 && group.weight.is_finite()) {
+                faults.push(format!("`scaler.groups[{index}].weight` is {}: more than 0", group.weight));
+            }
+            if self.scaler.groups[..index].iter().any(|earlier| earlier.name == group.name) {
+                faults.push(format!("`scaler.groups[{index}].name`: `{}` is listed twice", group.name));
+            }
+        }
+        if faults.is_empty() { Ok(()) } else { Err(ConfigError::new("configuration", faults)) }
+    }
+
+    /// This scaler's name.
+    pub fn name(&self) -> String {
+        if !self.scaler.name.is_empty() {
+            return self.scaler.name.clone();
+        }
+        let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        format!("{}-{}", machine.trim(), std::process::id())
+    }
+}

@@ -1,0 +1,185 @@
+//! What the hosts say: the newest report of each, how long ago it came, and what follows from all of them about a model.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use sluice_core::ModelName;
+use sluice_core::assignment::Gate;
+use sluice_core::report::{ModelReport, Report, SIGN_OF_LIFE, State};
+
+use crate::place::{Device, Host, Place};
+
+/// A host that has not reported for so long is dead; with the round that finds it out, its slots are elsewhere within three reports' time.
+pub const DEAD_AFTER: Duration = SIGN_OF_LIFE.saturating_mul(5).checked_div(2).expect("2 is not 0");
+/// What is known of a silent host is kept for so long, to be shown.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
+
+/// The hosts.
+#[derive(Debug, Default)]
+pub struct Fleet {
+    hosts: BTreeMap<String, Heard>,
+    /// Rows that were run of each model since this began to listen.
+    done: BTreeMap<ModelName, u64>,
+}
+
+/// What a host said.
+#[derive(Debug)]
+pub struct Heard {
+    /// Its newest report.
+    pub report: Report,
+    /// When it came.
+    pub at: Duration,
+}
+
+/// What was measured of a model on all hosts.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Measured {
+    /// Requests in hand.
+    pub held: u64,
+    /// Rows of a request.
+    pub rows_per_request: Option<f64>,
+    /// Seconds that a row takes on a slot.
+    pub row_seconds: Option<f64>,
+    /// The longest time that one took to load.
+    pub cold_start: Option<Duration>,
+    /// Slots that serve.
+    pub serving: usize,
+    /// Of these, on hosts whose configuration says what they run.
+    pub listed: usize,
+}
+
+impl Fleet {
+    /// Takes a report.
+    pub fn hear(&mut self, report: Report, now: Duration) {
+        let before = self.hosts.get(&report.host).filter(|heard| heard.report.started == report.started);
+        for model in &report.models {
+            let same = |earlier: &&ModelReport| earlier.model == model.model && earlier.device == model.device;
+            let earlier = before.and_then(|heard| heard.report.models.iter().find(same));
+            let counted = earlier.map_or(0, |earlier| earlier.measured.rows);
+            *self.done.entry(model.model.clone()).or_default() += model.measured.rows.saturating_sub(counted);
+        }
+        self.hosts.insert(report.host.clone(), Heard { report, at: now });
+        self.hosts.retain(|_, heard| now.saturating_sub(heard.at) < FORGOTTEN_AFTER);
+    }
+
+    /// Those that live.
+    pub fn alive(&self, now: Duration) -> impl Iterator<Item = &Report> {
+        let alive = move |heard: &&Heard| now.saturating_sub(heard.at) < DEAD_AFTER;
+        self.hosts.values().filter(alive).map(|heard| &heard.report)
+    }
+
+    /// One that lives.
+    pub fn host(&self, name: &str, now: Duration) -> Option<&Report> {
+        let heard = self.hosts.get(name)?;
+        (now.saturating_sub(heard.at) < DEAD_AFTER).then_some(&heard.report)
+    }
+
+    /// Rows run of a model, only ever growing.
+    pub fn done(&self, model: &ModelName) -> u64 {
+        self.done.get(model).copied().unwrap_or(0)
+    }
+
+    /// Hosts that take what they are told, as their gates let them, without devices that are lent.
+    pub fn open(&self, now: Duration, gates: &BTreeMap<String, Gate>, lent: &BTreeSet<Place>) -> Vec<Host> {
+        let gate = |host: &str| gates.get(host).copied().unwrap_or_default();
+        let takes =
+            |report: &&Report| report.assignment.is_some() && !report.draining && gate(&report.host) != Gate::Drained;
+        let host = |report: &Report| Host {
+            name: report.host.clone(),
+            labels: report.labels.clone(),
+            takes_more: gate(&report.host) == Gate::Open,
+            devices: report
+                .devices
+                .iter()
+                .filter(|device| !lent.contains(&(report.host.clone(), device.name.clone())))
+                .map(|device| Device {
+                    name: device.name.clone(),
+                    capacity: device.capacity,
+                    memory_mib: device.memory_mib,
+                })
+                .collect(),
+        };
+        self.alive(now).filter(takes).map(host).collect()
+    }
+
+    /// What is known of each model, in one look at all reports.
+    pub fn measure(&self, now: Duration) -> BTreeMap<ModelName, Measured> {
+        let mut all: BTreeMap<ModelName, (Measured, f64, f64)> = BTreeMap::new();
+        for report in self.alive(now) {
+            for model in &report.models {
+                let (measured, weight, rows) = all.entry(model.model.clone()).or_default();
+                let seen = &model.measured;
+                measured.held += seen.requests_held;
+                measured.serving += model.slots;
+                if report.assignment.is_none() {
+                    measured.listed += model.slots;
+                }
+                if seen.rows_per_request > 0.0 {
+                    measured.rows_per_request =
+                        Some(measured.rows_per_request.unwrap_or(0.0).max(seen.rows_per_request));
+                }
+                if seen.cold_start_seconds > 0.0 {
+                    let took = Duration::from_secs_f64(seen.cold_start_seconds);
+                    measured.cold_start = Some(measured.cold_start.unwrap_or_default().max(took));
+                }
+                if seen.row_seconds > 0.0 {
+                    // Each slot counts once.
+                    let slots = model.slots.max(1) as f64;
+                    *weight += slots;
+                    *rows += slots * seen.row_seconds;
+                }
+            }
+        }
+        let mean = |(model, (measured, weight, rows)): (ModelName, (Measured, f64, f64))| {
+            let row_seconds = (weight > 0.0).then(|| rows / weight);
+            (model, Measured { row_seconds, ..measured })
+        };
+        all.into_iter().map(mean).collect()
+    }
+
+    /// Where models are that could not be loaded, and nothing of them serves.
+    pub fn failed(&self, now: Duration) -> impl Iterator<Item = (&str, &ModelReport)> {
+        let failed = |model: &&ModelReport| model.state == State::Failed && model.serving.is_none();
+        self.alive(now)
+            .flat_map(move |report| report.models.iter().filter(failed).map(|model| (report.host.as_str(), model)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(host: &str, started: u64, rows: u64, row_seconds: f64) -> Report {
+        let model = ModelReport::new("m".parse().expect("a name"), Some(1), State::Ready);
+        let measured = sluice_core::report::Measured { rows, row_seconds, requests_held: 2, ..Default::default() };
+        Report {
+            host: host.into(),
+            at: 0,
+            started,
+            models: vec![ModelReport { slots: 1, measured, device: "cpu".into(), ..model }],
+            devices: Vec::new(),
+            labels: BTreeMap::new(),
+            assignment: Some(Default::default()),
+            draining: false,
+        }
+    }
+
+    #[test]
+    fn rows_are_counted_over_restarts_and_silent_hosts_are_dead() {
+        let model: ModelName = "m".parse().expect("a name");
+        let mut fleet = Fleet::default();
+        let seconds = Duration::from_secs;
+        fleet.hear(report("a", 1, 100, 0.1), seconds(0));
+        fleet.hear(report("a", 1, 150, 0.1), seconds(2));
+        fleet.hear(report("b", 1, 10, 0.3), seconds(2));
+        assert_eq!(fleet.done(&model), 160);
+        // Started anew: it counts from zero.
+        fleet.hear(report("a", 2, 5, 0.1), seconds(4));
+        assert_eq!(fleet.done(&model), 165);
+        let measured = fleet.measure(seconds(5))[&model];
+        assert_eq!((measured.held, measured.serving, measured.row_seconds), (4, 2, Some(0.2)));
+        assert_eq!(fleet.alive(seconds(7)).count(), 1, "b was heard at 2 s");
+        assert_eq!(fleet.alive(seconds(9)).count(), 0);
+        assert_eq!(fleet.done(&model), 165, "what was done stays done");
+    }
+}

@@ -1,0 +1,178 @@
+//! Devices lent to other work. The hosts carry them in their assignments, so that a new leader learns of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use sluice_core::assignment::Lease;
+use sluice_core::clock::UnixMs;
+use sluice_core::scaler::LeaseRequest;
+
+use crate::place::Place;
+
+/// A holder that has not been heard for so long is gone.
+const GONE_AFTER: Duration = Duration::from_secs(15);
+/// The time between telling a holder and taking its devices.
+pub const GRACE: Duration = Duration::from_secs(30);
+
+/// All leases.
+#[derive(Debug, Default)]
+pub struct Leases(BTreeMap<String, Held>);
+
+/// One lease.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// Its devices.
+    pub devices: BTreeMap<Place, Lease>,
+    renewed: Duration,
+    /// When it ends though it is still wanted, and why.
+    pub ending: Option<(Duration, String)>,
+}
+
+impl Held {
+    /// Whose share it counts to.
+    pub fn group(&self) -> &str {
+        self.devices.values().next().map_or("", |lease| lease.group.as_str())
+    }
+}
+
+impl Leases {
+    /// Takes what a host says of leases that are not known here.
+    pub fn adopt(&mut self, host: &str, leases: &[Lease], now: Duration) {
+        for lease in leases {
+            let new = || Held { devices: BTreeMap::new(), renewed: now, ending: None };
+            let held = self.0.entry(lease.id.clone()).or_insert_with(new);
+            held.devices.insert((host.to_owned(), lease.device.clone()), lease.clone());
+        }
+    }
+
+    /// Lends these places.
+    pub fn lend(&mut self, request: &LeaseRequest, places: Vec<Place>, at: UnixMs, now: Duration) {
+        let lease = |(host, device): Place| {
+            let lease = Lease {
+                id: request.id.clone(),
+                device: device.clone(),
+                group: request.group.clone(),
+                holder: request.holder.clone(),
+                since: at,
+                until: request.until,
+            };
+            ((host, device), lease)
+        };
+        let devices = places.into_iter().map(lease).collect();
+        self.0.insert(request.id.clone(), Held { devices, renewed: now, ending: None });
+    }
+
+    /// Its holder is alive.
+    pub fn renew(&mut self, id: &str, now: Duration) -> Option<&Held> {
+        let held = self.0.get_mut(id)?;
+        held.renewed = now;
+        Some(held)
+    }
+
+    /// It is not needed any more.
+    pub fn release(&mut self, id: &str) {
+        self.0.remove(id);
+    }
+
+    /// Tells a holder that its devices are needed.
+    pub fn reclaim(&mut self, id: &str, reason: &str, now: Duration) {
+        if let Some(held) = self.0.get_mut(id) {
+            held.ending.get_or_insert_with(|| (now + GRACE, reason.to_owned()));
+        }
+    }
+
+    /// Ends what is over; says what, and why.
+    pub fn tick(&mut self, clock: UnixMs, now: Duration) -> Vec<(String, String)> {
+        let mut ended = Vec::new();
+        for (id, held) in &mut self.0 {
+            if held.devices.values().any(|lease| lease.until.is_some_and(|until| until <= clock)) {
+                // The holder is told; it ends what it runs.
+                held.ending.get_or_insert_with(|| (now + GRACE, "its time is up".into()));
+            }
+            if now.saturating_sub(held.renewed) >= GONE_AFTER {
+                ended.push((id.clone(), "its holder is gone".to_owned()));
+            } else if let Some((at, reason)) = &held.ending
+                && now >= *at
+            {
+                ended.push((id.clone(), reason.clone()));
+            }
+        }
+        for (id, _) in &ended {
+            self.0.remove(id);
+        }
+        ended
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &Held)> {
+        self.0.iter()
+    }
+
+    /// One of them.
+    pub fn get(&self, id: &str) -> Option<&Held> {
+        self.0.get(id)
+    }
+
+    /// All places that are lent.
+    pub fn places(&self) -> BTreeSet<Place> {
+        self.0.values().flat_map(|held| held.devices.keys().cloned()).collect()
+    }
+
+    /// The leases of one host.
+    pub fn of_host(&self, host: &str) -> Vec<Lease> {
+        let devices = self.0.values().flat_map(|held| &held.devices);
+        devices.filter(|((of, _), _)| of == host).map(|(_, lease)| lease.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(id: &str, until: Option<UnixMs>) -> LeaseRequest {
+        let (group, holder) = ("training".to_owned(), "ada".to_owned());
+        LeaseRequest { id: id.into(), devices: 1, host: None, kind: None, group, holder, until }
+    }
+
+    #[test]
+    fn leases_end_when_their_time_is_up_their_holder_is_gone_or_they_are_reclaimed() {
+        let seconds = Duration::from_secs;
+        let mut leases = Leases::default();
+        let place = |host: &str| vec![(host.to_owned(), "cpu".to_owned())];
+        leases.lend(&request("timed", Some(5_000)), place("a"), 0, seconds(0));
+        leases.lend(&request("forgotten", None), place("b"), 0, seconds(0));
+        leases.lend(&request("needed", None), place("c"), 0, seconds(0));
+        let mut gone = Vec::new();
+        for second in 0..60 {
+            let now = seconds(second);
+            leases.renew("timed", now);
+            leases.renew("needed", now);
+            if second == 20 {
+                leases.reclaim("needed", "others need it", now);
+            }
+            gone.extend(leases.tick(second * 1000, now).into_iter().map(|(id, reason)| (second, id, reason)));
+        }
+        let gone: Vec<(u64, &str, &str)> = gone.iter().map(|(at, id, why)| (*at, id.as_str(), why.as_str())).collect();
+        assert_eq!(
+            gone,
+            [
+                (15, "forgotten", "its holder is gone"),
+                (35, "timed", "its time is up"),
+                (50, "needed", "others need it")
+            ]
+        );
+        assert!(leases.places().is_empty());
+    }
+
+    #[test]
+    fn a_new_leader_learns_of_them_from_the_hosts() {
+        let mut old = Leases::default();
+        let places = vec![("a".to_owned(), "cuda:0".to_owned()), ("b".to_owned(), "cuda:1".to_owned())];
+        old.lend(&request("two", None), places, 7, Duration::ZERO);
+        let mut new = Leases::default();
+        for host in ["a", "b"] {
+            new.adopt(host, &old.of_host(host), Duration::ZERO);
+        }
+        assert_eq!(new.places(), old.places());
+    }
+}

@@ -1,0 +1,96 @@
+//! `sluice-scaler`: starts and drains slots on hosts, by what waits in queues.
+
+use std::io::BufReader;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use sluice_scaler::config::Config;
+use sluice_scaler::record;
+use sluice_service::{config, shutdown, telemetry};
+
+/// Watches how far each model's queue lags, and tells hosts how many slots of which model to run, down to none.
+///
+/// Run two or more for safety: one leads, the others wait and take over within seconds. Stopping it changes nothing that runs.
+/// The configuration is a TOML file; SLUICE_SCALER__INTERVAL=1s or SLUICE_BROKER__URL=... in the environment go over it.
+/// What each model may have is said by its profile: `sluice model profile set MODEL scaling.max_slots=4`.
+#[derive(Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// The configuration file
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Append what every decision rests on to a file, as JSON Lines
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// Only check the configuration
+    #[arg(long)]
+    check_config: bool,
+    /// Show the configuration as it is used, with secrets masked
+    #[arg(long)]
+    print_config: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Decide again on what was recorded, with other settings
+    Replay(Replay),
+}
+
+/// Decides again on what `--record` wrote, with other settings, and prints how many slots there would have been.
+///
+/// Example:
+///   sluice-scaler replay decisions.jsonl --set target_wait=500ms --set max_slots=16
+#[derive(Args)]
+#[command(verbatim_doc_comment)]
+struct Replay {
+    /// What was recorded
+    file: PathBuf,
+    /// A setting of `[scaling]`, for all models
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Print JSON for machines
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    if let Some(Command::Replay(options)) = arguments.command {
+        return options.run();
+    }
+    let config: Config = config::load(arguments.config.as_deref())?;
+    config.check()?;
+    if arguments.print_config {
+        print!("{}", config::show(&config));
+    }
+    if arguments.check_config || arguments.print_config {
+        return Ok(());
+    }
+    telemetry::start(&config.scaler.log, config.scaler.log_format)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async { sluice_scaler::run(config, arguments.record, shutdown::on_signal()?, |_| ()).await })
+}
+
+impl Replay {
+    fn run(&self) -> Result<()> {
+        let file = std::fs::File::open(&self.file).with_context(|| format!("cannot read `{}`", self.file.display()))?;
+        let models = record::replay(BufReader::new(file), |scaling| record::set(scaling, &self.set))?;
+        if self.json {
+            println!("{}", serde_json::to_string(&models)?);
+            return Ok(());
+        }
+        for (model, replayed) in &models {
+            println!(
+                "{model}: {} decisions; {:.1} slot-seconds as recorded, {:.1} with these settings",
+                replayed.decisions, replayed.recorded, replayed.replayed
+            );
+            for (at, recorded, replayed) in &replayed.changes {
+                println!("  {:>9.1} s  {recorded:>3} slots, would be {replayed:>3}", *at as f64 / 1000.0);
+            }
+        }
+        Ok(())
+    }
+}

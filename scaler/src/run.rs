@@ -1,0 +1,332 @@
+//! The whole scaler: connect, listen to hosts, follow the registry; and while it leads, decide and tell.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt};
+use prometheus::Registry;
+use sluice_broker::Patience;
+use sluice_core::assignment::assignment_topic;
+use sluice_core::broker::{Broker, Leadership, Reading, Signal};
+use sluice_core::clock::unix_ms;
+use sluice_core::report::{REPORT_NOW, REPORTS, Report};
+use sluice_core::scaler::{Answer, Question, SCALER};
+use sluice_core::{BrokerError, ModelName};
+use sluice_service::admin::{self, Readiness};
+use sluice_service::tasks::spawn_vital;
+use tokio::io::AsyncWriteExt;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::assign::Assigner;
+use crate::brain::{Brain, Queued, Round, Seen};
+use crate::catalog::{Catalog, Entry, Follower};
+use crate::config::Config;
+use crate::fleet::Fleet;
+use crate::metrics::Metrics;
+use crate::record::{self, Line};
+
+/// The office that one scaler holds.
+const OFFICE: &str = "scaler";
+/// Queues that are read at the same time.
+const READ_AT_ONCE: usize = 32;
+/// A queue that is not read within this is unknown.
+const READ_WITHIN: Duration = Duration::from_secs(2);
+/// A leader that has just started listens to the hosts for so long before it decides.
+const FIRST_WORDS: Duration = Duration::from_secs(1);
+
+/// What a scaler that leads works with.
+struct Scaler {
+    config: Config,
+    broker: Arc<dyn Broker>,
+    catalog: Arc<Catalog>,
+    fleet: Arc<Mutex<Fleet>>,
+    metrics: Metrics,
+    /// The moment from which decisions count time.
+    began: Instant,
+    record: Option<BufWriter<File>>,
+}
+
+/// Runs until `stop`. `listening` is told the admin port's address. What decisions rest on is written to `record`.
+pub async fn run(
+    config: Config,
+    record: Option<PathBuf>,
+    stop: CancellationToken,
+    listening: impl FnOnce(SocketAddr),
+) -> Result<()> {
+    config.check()?;
+    let registry = Registry::new();
+    let metrics = Metrics::new(&registry)?;
+    let readiness = Readiness::not_yet("waiting for the broker");
+    let admin_stop = CancellationToken::new();
+    listening(admin::serve(config.scaler.admin, readiness.clone(), registry, admin_stop.clone()).await?);
+    let record = match &record {
+        Some(path) => {
+            let file = File::options().create(true).append(true).open(path);
+            Some(BufWriter::new(file.with_context(|| format!("cannot write the record `{}`", path.display()))?))
+        }
+        None => None,
+    };
+
+    let mut options = config.broker.clone();
+    options.patience = Patience::Wait;
+    options.name = format!("sluice-scaler {}", config.name());
+    let Some(broker) = stop.run_until_cancelled(sluice_broker::connect(&options)).await else { return Ok(()) };
+    let broker = broker?;
+    info!(name = config.name(), url = broker.url(), "connected");
+    let models = sluice_registry::open(&config.registry, &options).await.context("cannot open the registry")?;
+    let began = Instant::now();
+    let (fleet, catalog) = (Arc::new(Mutex::new(Fleet::default())), Arc::new(Catalog::default()));
+    // A standby listens too, so that it can decide at once.
+    let ears = CancellationToken::new();
+    let hearing = hear(Arc::clone(&broker), Arc::clone(&fleet), began, ears.clone());
+    spawn_vital("reports", &stop, hearing);
+    let poll = config.scaler.registry_poll;
+    let follower = Follower { catalog: Arc::clone(&catalog), registry: models, broker: Arc::clone(&broker), poll };
+    spawn_vital("registry", &stop, follower.follow(ears.clone()));
+
+    let mut scaler = Scaler { config, broker, catalog, fleet, metrics, began, record };
+    readiness.set(None);
+    info!("ready");
+    while !stop.is_cancelled() {
+        info!("waiting for the lead");
+        let name = scaler.config.name();
+        match stop.run_until_cancelled(scaler.broker.lead(OFFICE, &name)).await {
+            None => break,
+            Some(Ok(leadership)) => scaler.lead(leadership, &stop).await?,
+            Some(Err(error)) => {
+                warn!(%error, "cannot take the lead; trying again");
+                stop.run_until_cancelled(tokio::time::sleep(FIRST_WORDS)).await;
+            }
+        }
+    }
+    readiness.set(Some("stopping".into()));
+    ears.cancel();
+    if let Err(error) = scaler.broker.close().await {
+        warn!(%error, "the broker connection did not close in order");
+    }
+    info!("stopped; what runs on hosts goes on");
+    admin_stop.cancel();
+    Ok(())
+}
+
+/// Listens to the hosts.
+async fn hear(
+    broker: Arc<dyn Broker>,
+    fleet: Arc<Mutex<Fleet>>,
+    began: Instant,
+    stop: CancellationToken,
+) -> Result<()> {
+    let mut reports = broker.listen(REPORTS).await.context("listening to hosts")?;
+    broker.signal(REPORT_NOW, Bytes::new()).await.context("asking hosts to report")?;
+    while let Some(signal) = stop.run_until_cancelled(reports.next()).await {
+        match serde_json::from_slice::<Report>(&signal.context("listening to hosts")?.payload) {
+            Ok(report) => lock(&fleet).hear(report, began.elapsed()),
+            Err(error) => warn!(%error, "a report cannot be read"),
+        }
+    }
+    Ok(())
+}
+
+fn lock(fleet: &Mutex<Fleet>) -> MutexGuard<'_, Fleet> {
+    fleet.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+impl Scaler {
+    /// Decides until the lead is lost or the scaler stops.
+    async fn lead(&mut self, leadership: Box<dyn Leadership>, stop: &CancellationToken) -> Result<()> {
+        info!(term = leadership.term(), "leading");
+        self.metrics.leads.set(1.0);
+        let mut questions = self.broker.listen(SCALER).await.context("listening to questions")?;
+        if let Err(error) = self.broker.signal(REPORT_NOW, Bytes::new()).await {
+            debug!(%error, "could not ask hosts to report");
+        }
+        stop.run_until_cancelled(tokio::time::sleep(FIRST_WORDS)).await;
+        let mut brain = Brain::new(self.config.scaler.groups.clone());
+        brain.adopt(&lock(&self.fleet), self.began.elapsed());
+        let mut assigner = Assigner::new(leadership.term());
+        let mut short = BTreeMap::new();
+        let mut tick = tokio::time::interval(self.config.scaler.interval);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => {
+                    if let Err(error) = leadership.resign().await {
+                        debug!(%error, "could not resign");
+                    }
+                    break;
+                }
+                () = leadership.lost() => {
+                    warn!("the lead is lost; another decides now");
+                    break;
+                }
+                question = questions.next() => match question {
+                    Ok(question) => self.answer(question, &mut brain).await,
+                    Err(error) => {
+                        warn!(%error, "cannot hear questions");
+                        tokio::time::sleep(FIRST_WORDS).await;
+                    }
+                },
+                _ = tick.tick() => {
+                    let timer = self.metrics.round.start_timer();
+                    let round = self.round(&mut brain, &mut assigner, &*leadership).await?;
+                    timer.observe_duration();
+                    self.tell_short(&round, &mut short);
+                }
+            }
+        }
+        self.metrics.clear();
+        Ok(())
+    }
+
+    /// Looks at everything, decides, and tells the hosts.
+    async fn round(
+        &mut self,
+        brain: &mut Brain,
+        assigner: &mut Assigner,
+        leadership: &dyn Leadership,
+    ) -> Result<Round> {
+        let models = self.catalog.read();
+        let queues = self.read_queues(&models).await;
+        let (clock, now) = (unix_ms(), self.began.elapsed());
+        let (round, due) = {
+            let fleet = lock(&self.fleet);
+            let round = brain.round(&Seen { models: &models, queues: &queues, fleet: &fleet, clock, now });
+            self.metrics.hosts.set(fleet.alive(now).count() as f64);
+            let follows = |report: &Report| Some((report.host.clone(), report.assignment.as_ref()?.generation));
+            let followed = fleet.alive(now).filter_map(follows).collect();
+            let due = assigner.due(&round.wanted, &followed, now);
+            (round, due)
+        };
+        for (model, changed) in &round.changes {
+            info!(%model, from = changed.from, to = changed.to, reason = changed.reason, "slots");
+        }
+        for (model, trouble) in &round.troubles {
+            warn!(%model, trouble, "a model does not get what it needs");
+        }
+        for (id, reason) in &round.ended {
+            info!(id, reason, "a lease has ended");
+        }
+        self.metrics.show(brain, &round);
+        if let Some(record) = &mut self.record {
+            for model in brain.models() {
+                if let Some(demand) = model.demand {
+                    record::write(record, &Line::new(clock, model.name, demand, model.wanted))
+                        .context("writing the record")?;
+                }
+            }
+            record.flush().context("writing the record")?;
+        }
+        for assignment in due {
+            // A leader that was paused finds out here. Should it be paused right here: hosts refuse an older term.
+            if !leadership.holds() {
+                break;
+            }
+            debug!(host = assignment.host, generation = %assignment.generation, "assigning");
+            let text = serde_json::to_vec(&assignment).context("writing an assignment")?;
+            if let Err(error) = self.broker.signal(&assignment_topic(&assignment.host), text.into()).await {
+                debug!(host = assignment.host, %error, "could not assign; it is sent again");
+            }
+        }
+        Ok(round)
+    }
+
+    /// How much waits for each started model.
+    async fn read_queues(&self, models: &BTreeMap<ModelName, Arc<Entry>>) -> BTreeMap<ModelName, Reading<Queued>> {
+        let started: Vec<ModelName> =
+            models.iter().filter(|(_, entry)| entry.started).map(|(model, _)| model.clone()).collect();
+        let read = |model: ModelName| {
+            let broker = Arc::clone(&self.broker);
+            async move {
+                let reading = match tokio::time::timeout(READ_WITHIN, broker.depth(&model)).await {
+                    Ok(Ok(lanes)) => queued(&lanes),
+                    Ok(Err(BrokerError::UnknownModel(_))) => Reading::Unknown("its queue is missing".into()),
+                    Ok(Err(error)) => Reading::Unknown(error.to_string()),
+                    Err(_) => Reading::Unknown(format!("the broker did not tell within {READ_WITHIN:?}")),
+                };
+                (model, reading)
+            }
+        };
+        stream::iter(started).map(read).buffer_unordered(READ_AT_ONCE).collect().await
+    }
+
+    async fn answer(&self, signal: Signal, brain: &mut Brain) {
+        let Some(way_back) = signal.answer else { return };
+        let (clock, now) = (unix_ms(), self.began.elapsed());
+        let answer = {
+            let fleet = lock(&self.fleet);
+            match serde_json::from_slice::<Question>(&signal.payload) {
+                Ok(Question::Explain(model)) => brain.explain(&model),
+                Ok(Question::Gate { host, gate }) => {
+                    info!(host, gate = gate.as_str(), "an operator sets a host's gate");
+                    brain.set_gate(&host, gate, &fleet, now)
+                }
+                Ok(Question::Leases) => brain.leases(&fleet, now),
+                Ok(Question::Acquire(request)) => brain.acquire(&request, &fleet, clock, now),
+                Ok(Question::Renew(id)) => brain.renew(&id, &fleet, now),
+                Ok(Question::Release(id)) => brain.release(&id),
+                Err(error) => Answer::Refused(format!("the scaler does not understand the question: {error}")),
+            }
+        };
+        let Ok(text) = serde_json::to_vec(&answer) else { return };
+        // Whoever asked asks again.
+        if let Err(error) = way_back.send(text.into()).await {
+            debug!(%error, "could not answer");
+        }
+    }
+
+    /// Tells the operator's command what fits nowhere, if that has changed.
+    fn tell_short(&self, round: &Round, before: &mut BTreeMap<ModelName, usize>) {
+        let short: BTreeMap<ModelName, usize> =
+            round.unplaced.iter().map(|(model, (slots, _))| (model.clone(), *slots)).collect();
+        if short == *before {
+            return;
+        }
+        let missing = |(model, (slots, reason)): (&ModelName, &(usize, String))| serde_json::json!({ "model": model, "slots": slots, "reason": reason });
+        let text =
+            serde_json::json!({ "unplaced": round.unplaced.iter().map(missing).collect::<Vec<_>>() }).to_string();
+        *before = short;
+        let Some((program, arguments)) = self.config.scaler.when_short.split_first() else { return };
+        let mut command = tokio::process::Command::new(program);
+        command.args(arguments).stdin(Stdio::piped()).kill_on_drop(true);
+        let program = program.clone();
+        tokio::spawn(async move {
+            let run = async {
+                let mut child = command.spawn()?;
+                if let Some(mut input) = child.stdin.take() {
+                    input.write_all(text.as_bytes()).await?;
+                }
+                child.wait().await
+            };
+            match tokio::time::timeout(Duration::from_secs(60), run).await {
+                Ok(Ok(status)) if status.success() => {}
+                Ok(Ok(status)) => warn!(program, %status, "`scaler.when_short` failed"),
+                Ok(Err(error)) => warn!(program, %error, "`scaler.when_short` cannot be run"),
+                Err(_) => warn!(program, "`scaler.when_short` did not end within a minute"),
+            }
+        });
+    }
+}
+
+fn queued(lanes: &[sluice_core::broker::LaneDepth]) -> Reading<Queued> {
+    let mut queued = Queued { ready: 0, in_flight: Some(0) };
+    for lane in lanes {
+        match &lane.ready {
+            Reading::Known(ready) => queued.ready += ready,
+            Reading::Unknown(reason) => return Reading::Unknown(reason.clone()),
+        }
+        queued.in_flight = match (&lane.in_flight, queued.in_flight) {
+            (Reading::Known(more), Some(sum)) => Some(sum + more),
+            _ => None,
+        };
+    }
+    Reading::Known(queued)
+}

@@ -1,0 +1,308 @@
+//! The scaler with real hosts: from none to some and back, over hosts that come, go, die and are lent, and leaders that die or sleep.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use sluice_core::ModelName;
+use sluice_core::broker::{Broker, Replies, Submission};
+use sluice_e2e::fixture;
+use sluice_e2e::stack::{SOON, Stack, envelope, floats, next, rows, submit};
+use xtask::broker::Kind;
+
+/// Quick to come and to go, so that a test sees both.
+const QUICK: &str = "[batching]\nmax_rows = 1\n[scaling]\nmax_slots = 6\ntarget_wait = \"500ms\"\nscale_down_delay = \"2s\"\nidle_to_zero = \"3s\"\n";
+
+/// A deployed doubler, `m`, whose rows take some time.
+fn deploy(stack: &Stack, work: u32, scaling: &str) -> Result<()> {
+    let package = fixture::doubler(stack.folder(), "m", work, scaling)?;
+    let output = stack.cli(&["model", "deploy", &package.display().to_string(), "--start"])?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// What `sluice … --json` prints.
+fn json(stack: &Stack, arguments: &[&str]) -> Result<Value> {
+    let output = stack.cli(arguments)?;
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "`sluice {}`: {err}", arguments.join(" "));
+    serde_json::from_str(&out).with_context(|| out.into_owned())
+}
+
+/// Hosts that have slots of `m` that serve, each with how many.
+fn serving(stack: &Stack) -> Result<Vec<(String, u64)>> {
+    let rows = json(stack, &["slots", "m", "--json"])?;
+    let row = |row: &Value| Some((row["host"].as_str()?.to_owned(), row["slots_of"]["slots"].as_u64()?));
+    Ok(rows.as_array().into_iter().flatten().filter_map(row).filter(|(_, slots)| *slots > 0).collect())
+}
+
+/// Waits until the slots are as they should be.
+fn until(stack: &Stack, what: &str, fits: impl Fn(&[(String, u64)]) -> bool) -> Result<Vec<(String, u64)>> {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let slots = serving(stack)?;
+        if fits(&slots) {
+            return Ok(slots);
+        }
+        if Instant::now() > deadline {
+            let explained = stack.cli(&["scale", "explain", "m"])?;
+            let explained = String::from_utf8_lossy(&explained.stdout).into_owned();
+            bail!("no {what}: {slots:?} serve\n{explained}\n{}", json(stack, &["hosts", "--json"])?);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn total(slots: &[(String, u64)]) -> u64 {
+    slots.iter().map(|(_, slots)| slots).sum()
+}
+
+/// Requests under way.
+struct Load {
+    broker: Arc<dyn Broker>,
+    inbox: Box<dyn Replies>,
+    sent: usize,
+    answered: BTreeSet<String>,
+}
+
+impl Load {
+    async fn new(stack: &Stack) -> Result<Self> {
+        let broker = stack.connect().await?;
+        let inbox = broker.inbox().await?;
+        Ok(Self { broker, inbox, sent: 0, answered: BTreeSet::new() })
+    }
+
+    async fn send(&mut self, count: usize) -> Result<()> {
+        for _ in 0..count {
+            let request = envelope(&format!("r{}", self.sent), &*self.inbox);
+            let body = rows(&[[self.sent as f32; 4]]);
+            submit(&self.broker, Submission::new("m".parse()?, request, body)).await?;
+            self.sent += 1;
+        }
+        Ok(())
+    }
+
+    /// Every request is answered, each rightly; none was given up.
+    async fn finish(mut self, stack: &Stack) -> Result<()> {
+        while self.answered.len() < self.sent {
+            let reply = next(&mut self.inbox)
+                .await
+                .with_context(|| format!("{} of {} were answered", self.answered.len(), self.sent))?;
+            let number: f32 = reply.id.as_str().trim_start_matches('r').parse()?;
+            ensure!(floats(&reply).map_err(anyhow::Error::msg)? == [2.0 * number; 4], "{}", reply.id);
+            self.answered.insert(reply.id.to_string());
+        }
+        let model: ModelName = "m".parse()?;
+        stack.wait_until_empty(&self.broker, &model).await?;
+        ensure!(self.broker.dead_letters(&model, 10).await?.is_empty());
+        Ok(())
+    }
+}
+
+pub async fn from_no_slots_to_an_answer_and_back_to_none(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
+    let mut scaler = stack.scaler("")?;
+    scaler.wait_for_line("leading", SOON)?;
+    let _host = stack.host(2)?;
+    deploy(&stack, 1, QUICK)?;
+    until(&stack, "silence", |slots| slots.is_empty())?;
+    // Nobody runs it, and still callers learn what it takes.
+    let output = stack.cli(&["infer", "m", "--input", "x=[1,2,3,4]", "--timeout", "30s"])?;
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success() && text.contains("8.0"), "{text}\n{}", scaler.log());
+    until(&stack, "slot", |slots| total(slots) == 1)?;
+    until(&stack, "way back to none", |slots| slots.is_empty())?;
+    let explained = json(&stack, &["scale", "explain", "m", "--json"])?;
+    ensure!(
+        explained["wanted"] == 0 && explained["reason"].as_str().is_some_and(|why| why.contains("nothing waits")),
+        "{explained}"
+    );
+    let changes: Vec<u64> =
+        explained["changes"].as_array().into_iter().flatten().filter_map(|one| one["to"].as_u64()).collect();
+    ensure!(changes == [0, 1], "{explained}");
+    Ok(())
+}
+
+pub async fn a_burst_spreads_over_hosts_and_ends_there(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
+    let mut scaler = stack.scaler("")?;
+    scaler.wait_for_line("leading", SOON)?;
+    let _hosts = [stack.host(2)?, stack.host(2)?, stack.host(2)?];
+    deploy(&stack, 40, QUICK)?;
+    let mut load = Load::new(&stack).await?;
+    load.send(1500).await?;
+    until(&stack, "spread", |slots| total(slots) == 6 && slots.len() == 3)?;
+    load.finish(&stack).await?;
+    until(&stack, "way back to none", |slots| slots.is_empty())?;
+    Ok(())
+}
+
+pub async fn slots_of_a_host_that_dies_go_elsewhere(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
+    let mut scaler = stack.scaler("")?;
+    scaler.wait_for_line("leading", SOON)?;
+    let mut hosts = [stack.host(2)?, stack.host(4)?];
+    deploy(&stack, 40, &QUICK.replace("max_slots = 6", "min_slots = 4\nmax_slots = 4"))?;
+    let mut load = Load::new(&stack).await?;
+    load.send(400).await?;
+    until(&stack, "spread", |slots| total(slots) == 4 && slots.len() == 2)?;
+    hosts[0].process.kill();
+    let killed = Instant::now();
+    until(&stack, "move", |slots| slots.len() == 1 && total(slots) == 4)?;
+    // Three reports' time, the round that finds out, and the way that this test learns of it on a busy machine.
+    ensure!(killed.elapsed() < Duration::from_secs(15), "{:?}", killed.elapsed());
+    load.send(50).await?;
+    load.finish(&stack).await
+}
+
+pub async fn a_standby_takes_over_from_a_leader_that_is_killed(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
+    let mut leader = stack.scaler("")?;
+    leader.wait_for_line("leading", SOON)?;
+    let mut standby = stack.scaler("")?;
+    standby.wait_for_line("waiting for the lead", SOON)?;
+    let _hosts = [stack.host(2)?, stack.host(2)?];
+    deploy(&stack, 40, QUICK)?;
+    let mut load = Load::new(&stack).await?;
+    load.send(600).await?;
+    let before = until(&stack, "slot", |slots| total(slots) >= 2)?;
+    leader.kill();
+    let killed = Instant::now();
+    standby.wait_for_line("leading", SOON)?;
+    ensure!(killed.elapsed() < Duration::from_secs(5), "{:?}", killed.elapsed());
+    let after = serving(&stack)?;
+    ensure!(total(&after) >= total(&before), "a new leader begins where the old one ended: {before:?}, {after:?}");
+    load.send(100).await?;
+    load.finish(&stack).await?;
+    until(&stack, "way back to none", |slots| slots.is_empty())?;
+    Ok(())
+}
+
+pub async fn a_leader_that_slept_changes_nothing_when_it_wakes(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
+    let mut leader = stack.scaler("")?;
+    leader.wait_for_line("leading", SOON)?;
+    let mut standby = stack.scaler("")?;
+    standby.wait_for_line("waiting for the lead", SOON)?;
+    let _host = stack.host(4)?;
+    deploy(&stack, 10, &QUICK.replace("max_slots = 6", "min_slots = 2\nmax_slots = 4"))?;
+    until(&stack, "slots", |slots| total(slots) == 2)?;
+    leader.signal(libc::SIGSTOP);
+    let stopped = Instant::now();
+    standby.wait_for_line("leading", SOON)?;
+    ensure!(stopped.elapsed() < Duration::from_secs(8), "{:?}", stopped.elapsed());
+    let generation = |stack: &Stack| -> Result<(u64, u64)> {
+        let hosts = json(stack, &["hosts", "--json"])?;
+        let of = &hosts[0]["assignment"]["generation"];
+        Ok((of["term"].as_u64().context("a term")?, of["counter"].as_u64().context("a counter")?))
+    };
+    let deadline = Instant::now() + SOON;
+    let first = generation(&stack)?;
+    let mut taken_over = first;
+    while taken_over.0 == first.0 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(100));
+        taken_over = generation(&stack)?;
+    }
+    let set = stack.cli(&["scale", "set", "m", "--min", "3"])?;
+    ensure!(set.status.success(), "{}", String::from_utf8_lossy(&set.stderr));
+    until(&stack, "third slot", |slots| total(slots) == 3)?;
+    let before = generation(&stack)?;
+    leader.signal(libc::SIGCONT);
+    leader.wait_for_line("the lead is lost", SOON)?;
+    let mut load = Load::new(&stack).await?;
+    load.send(50).await?;
+    load.finish(&stack).await?;
+    let after = generation(&stack)?;
+    ensure!(after >= before && after.0 == before.0, "{before:?}, {after:?}");
+    ensure!(total(&serving(&stack)?) >= 3);
+    Ok(())
+}
+
+pub async fn a_host_is_drained_under_load_and_used_again(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
+    let mut scaler = stack.scaler("")?;
+    scaler.wait_for_line("leading", SOON)?;
+    let hosts = [stack.host(3)?, stack.host(3)?];
+    deploy(&stack, 40, &QUICK.replace("max_slots = 6", "min_slots = 2\nmax_slots = 2"))?;
+    until(&stack, "spread", |slots| slots.len() == 2)?;
+    let mut load = Load::new(&stack).await?;
+    load.send(300).await?;
+    let drained = stack.cli(&["hosts", "drain", "worker-2", "--wait"])?;
+    ensure!(drained.status.success(), "{}", String::from_utf8_lossy(&drained.stderr));
+    until(&stack, "move", |slots| slots.len() == 1 && slots[0].0 != "worker-2" && total(slots) == 2)?;
+    load.send(50).await?;
+    load.finish(&stack).await?;
+    for host in &hosts {
+        let (retried, dead) =
+            (host.metric("sluice_requests_total", &["retried"])?, host.metric("sluice_requests_total", &["dead"])?);
+        ensure!(retried + dead == 0.0, "an orderly drain charges nobody");
+    }
+    let unknown = stack.cli(&["hosts", "drain", "nobody"])?;
+    ensure!(!unknown.status.success() && String::from_utf8_lossy(&unknown.stderr).contains("no host `nobody`"));
+    // What is set stays set when another leads.
+    scaler.kill();
+    let mut scaler = stack.scaler("")?;
+    scaler.wait_for_line("leading", SOON)?;
+    let set = stack.cli(&["scale", "set", "m", "--max", "4", "--min", "4"])?;
+    ensure!(set.status.success(), "{}", String::from_utf8_lossy(&set.stderr));
+    until(&stack, "full host", |slots| slots.len() == 1 && total(slots) == 3)?;
+    let opened = stack.cli(&["hosts", "open", "worker-2"])?;
+    ensure!(opened.status.success(), "{}", String::from_utf8_lossy(&opened.stderr));
+    until(&stack, "use of both", |slots| slots.len() == 2 && total(slots) == 4)?;
+    Ok(())
+}
+
+pub async fn devices_are_lent_for_a_command_and_reclaimed(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
+    let mut scaler = stack.scaler("[[scaler.groups]]\nname = \"serving\"\nminimum = 4\n")?;
+    scaler.wait_for_line("leading", SOON)?;
+    let _hosts = [stack.host(2)?, stack.host(2)?];
+    deploy(&stack, 40, &QUICK.replace("max_slots = 6", "min_slots = 2\nmax_slots = 4\ngroup = \"serving\""))?;
+    until(&stack, "spread", |slots| slots.len() == 2)?;
+    // While the command runs, its host runs nothing.
+    let script = "echo on $SLUICE_LEASE_DEVICES; sleep 4; exit 7";
+    let mut command =
+        stack.cli_command(&["lease", "acquire", "--wait", "--group", "research", "--", "sh", "-c", script])?;
+    let mut lease = xtask::process::Service::start("lease", &mut command, stack.folder())?;
+    let line = lease.wait_for_line("on worker-", SOON)?;
+    let lent = line.split("on ").nth(1).and_then(|rest| rest.split('/').next()).context("a host")?.trim().to_owned();
+    let slots = serving(&stack)?;
+    ensure!(slots.iter().all(|(host, _)| *host != lent), "{lent} is lent, and {slots:?}");
+    let listed = stack.cli(&["lease", "list"])?;
+    ensure!(String::from_utf8_lossy(&listed.stdout).contains(&format!("{lent}/cpu")));
+    ensure!(lease.wait(SOON)?.code() == Some(7), "the command's exit code is the lease's");
+    until(&stack, "slots on both", |slots| slots.len() == 2)?;
+    // The group that owns the hosts wants them: the holder is told and its command ended.
+    let mut command = stack.cli_command(&[
+        "lease",
+        "acquire",
+        "--wait",
+        "--group",
+        "research",
+        "--",
+        "sh",
+        "-c",
+        "echo begun; exec sleep 600",
+    ])?;
+    let mut lease = xtask::process::Service::start("lease-2", &mut command, stack.folder())?;
+    lease.wait_for_line("begun", SOON)?;
+    let mut load = Load::new(&stack).await?;
+    load.send(400).await?;
+    lease.wait_for_line("the lease ends in", SOON)?;
+    ensure!(lease.wait(SOON)?.code() == Some(128 + libc::SIGTERM));
+    until(&stack, "slots on both", |slots| slots.len() == 2 && total(slots) == 4)?;
+    load.finish(&stack).await?;
+    // A holder that dies loses its lease.
+    let mut command = stack.cli_command(&["lease", "acquire", "--wait", "--group", "research"])?;
+    let mut lease = xtask::process::Service::start("lease-3", &mut command, stack.folder())?;
+    lease.wait_for_line("held until", SOON)?;
+    lease.kill();
+    let deadline = Instant::now() + SOON;
+    while !json(&stack, &["lease", "list", "--json"])?.as_array().is_some_and(Vec::is_empty) {
+        ensure!(Instant::now() < deadline, "the lease of a dead holder stays");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    Ok(())
+}
