@@ -273,7 +273,11 @@ pub async fn devices_are_lent_for_a_command_and_reclaimed(kind: Kind) -> Result<
     let listed = stack.cli(&["lease", "list"])?;
     ensure!(String::from_utf8_lossy(&listed.stdout).contains(&format!("{lent}/cpu")));
     ensure!(lease.wait(SOON)?.code() == Some(7), "the command's exit code is the lease's");
-    until(&stack, "slots on both", |slots| slots.len() == 2)?;
+    let set = |min: &str| stack.cli(&["scale", "set", "m", "--min", min]);
+    ensure!(set("4")?.status.success());
+    until(&stack, "use of what was lent", |slots| slots.len() == 2 && total(slots) == 4)?;
+    ensure!(set("2")?.status.success());
+    until(&stack, "fewer slots", |slots| total(slots) == 2)?;
     // The group that owns the hosts wants them: the holder is told and its command ended.
     let mut command = stack.cli_command(&[
         "lease",
