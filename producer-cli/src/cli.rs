@@ -58,7 +58,7 @@ impl Command {
             Command::Scale(options) => options.json,
             Command::Lease(options) => options.json,
             // An answer is always JSON; an error before it is for people.
-            Command::Infer(_) | Command::Completions { .. } => false,
+            Command::Infer(_) | Command::Dev(_) | Command::Completions { .. } => false,
         }
     }
 }
@@ -83,6 +83,8 @@ pub enum Command {
     Scale(Scale),
     /// Lend devices to other work, such as training
     Lease(Lease),
+    /// Run a whole deployment on this machine, in the foreground
+    Dev(Dev),
     /// Print a completion script for a shell
     Completions {
         /// Which shell
@@ -267,6 +269,33 @@ pub enum DeadCommand {
         /// Its number in the list, or the request's id; the newest if not given
         which: Option<String>,
     },
+}
+
+/// Run a whole deployment on this machine, in the foreground: a NATS server, a registry in a folder, a host that runs what the scaler says,
+/// and the scaler, with one log. Ctrl-C stops it in order.
+///
+/// Examples:
+///   sluice dev --models models
+///   sluice dev --folder ~/sluice-dev --port 4222
+///   sluice dev --external --broker amqp://127.0.0.1 --models models
+#[derive(Args)]
+#[command(verbatim_doc_comment)]
+pub struct Dev {
+    /// A package, or a folder of packages, to deploy at the start
+    #[arg(long, value_name = "FOLDER")]
+    pub models: Option<PathBuf>,
+    /// Where everything is kept; a temporary folder if not given
+    #[arg(long, value_name = "FOLDER")]
+    pub folder: Option<PathBuf>,
+    /// The NATS server's port; a free one if not given
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<u16>,
+    /// Use the broker of --broker instead of starting one
+    #[arg(long, conflicts_with = "port")]
+    pub external: bool,
+    /// Use this registry instead of a folder of one's own
+    #[arg(long, value_name = "URL")]
+    pub registry: Option<String>,
 }
 
 /// Show hosts: their devices, what runs there, how busy they are. Hosts that follow the scaler can be emptied and filled again.

@@ -163,7 +163,7 @@ async fn held(broker: &Arc<dyn Broker>, options: &Acquire, id: &str, json: bool)
                         let left = common::short(Duration::from_millis(at.saturating_sub(unix_ms())));
                         eprintln!("the lease ends in {left}: {why}");
                         match &child {
-                            Some(child) => terminate(child),
+                            Some(child) => common::terminate(child),
                             None => return Ok(ExitCode::SUCCESS),
                         }
                     }
@@ -203,15 +203,6 @@ async fn ended(child: &mut Option<Child>) -> std::io::Result<ExitStatus> {
     match child {
         Some(child) => child.wait().await,
         None => std::future::pending().await,
-    }
-}
-
-fn terminate(child: &Child) {
-    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
-        // SAFETY: kill only sends a signal; the process is ours and has not been waited for.
-        unsafe {
-            libc::kill(pid, libc::SIGTERM);
-        }
     }
 }
 

@@ -3,6 +3,7 @@
 mod cli;
 mod common;
 mod dead;
+mod dev;
 mod hosts;
 mod infer;
 mod input;
@@ -72,6 +73,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Slots(options) => hosts::slots(&global, options).await,
             Command::Scale(options) => scale::run(&global, options).await,
             Command::Lease(options) => lease::run(&global, options).await,
+            Command::Dev(options) => dev::run(&global, options).await,
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Arguments::command(), "sluice", &mut std::io::stdout());
                 Ok(ExitCode::SUCCESS)

@@ -7,6 +7,9 @@ use config::{Config, Environment, File, FileFormat};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+/// What a deployment's file may hold; each binary reads what it knows of them.
+const SECTIONS: [&str; 5] = ["broker", "registry", "worker", "scaler", "gateway"];
+
 /// Configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{source_name}: {}", .faults.join("\n  "))]
@@ -41,6 +44,10 @@ fn load_with<T: DeserializeOwned>(file: Option<&Path>, environment: Environment)
     let mut unknown = Vec::new();
     let parsed = serde_ignored::deserialize(merged, |path| {
         let path = path.to_string();
+        // A section of another binary: a deployment has one file.
+        if SECTIONS.contains(&path.as_str()) {
+            return;
+        }
         // A variable without a section is somebody else's.
         if path.contains('.') || file.is_some_and(|_| !is_environment_only(&path)) {
             unknown.push(format!("unknown key `{path}`"));

@@ -1,10 +1,10 @@
 //! `cargo xtask demo`: 1,797 handwritten digits through a real queue, a worker and back, from nothing.
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use flate2::read::GzDecoder;
@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use xtask::broker::{Kind, Server};
 use xtask::http;
-use xtask::process::{Service, free_port};
+use xtask::process::Service;
 use xtask::setup::{self, Accelerator};
 
 use crate::test::cargo;
@@ -23,6 +23,8 @@ const TRAINED_ON: usize = 1347;
 const ACCURACY: f64 = 0.95;
 /// Requests of one row each show latency; packed ones show throughput.
 const PACKED: &str = "16";
+/// How many times the whole file comes at once, to make slots come and go.
+const BURST: usize = 40;
 
 pub struct Options {
     keep: bool,
@@ -64,16 +66,16 @@ struct Summary {
 static RUNNING: Mutex<Option<Running>> = Mutex::new(None);
 
 struct Running {
-    // Dropped in this order: the worker drains while the broker is still there.
-    worker: Option<Service>,
+    // Dropped in this order: the deployment drains while the broker is still there.
+    deployment: Option<Service>,
     server: Option<Server>,
     _folder: tempfile::TempDir,
 }
 
 impl Running {
     fn stop(&mut self) {
-        if let Some(mut worker) = self.worker.take() {
-            let _ = worker.stop(Duration::from_secs(10));
+        if let Some(mut deployment) = self.deployment.take() {
+            let _ = deployment.stop(Duration::from_secs(40));
         }
         if let Some(mut server) = self.server.take() {
             let _ = server.stop();
@@ -93,7 +95,7 @@ pub fn run(options: &Options) -> Result<()> {
         Kind::Nats => drop(setup::nats_server()?),
         Kind::RabbitMq => drop(setup::rabbitmq_server()?),
     }
-    cargo(&["build", "--release", "--package", "sluice", "--package", "sluice-worker", "--bins"])?;
+    cargo(&["build", "--release", "-p", "sluice", "-p", "sluice-worker", "-p", "sluice-scaler", "--bins"])?;
     ctrlc::set_handler(|| {
         eprintln!("\nstopping");
         stop_everything();
@@ -105,44 +107,134 @@ pub fn run(options: &Options) -> Result<()> {
     result
 }
 
+/// Where everything is.
+struct Deployment {
+    sluice: PathBuf,
+    url: String,
+    management: Option<String>,
+    registry: String,
+    worker: String,
+    scaler: String,
+}
+
+impl Deployment {
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.sluice);
+        command.env("SLUICE_BROKER", &self.url).env("SLUICE_REGISTRY", &self.registry);
+        command.envs(self.management.iter().map(|url| ("SLUICE_MANAGEMENT", url)));
+        command
+    }
+
+    /// Slots that hosts have or will have.
+    fn slots(&self) -> Result<u64> {
+        let (_, text) = http::get(&self.scaler, "/metrics")?;
+        let sample = text.lines().find(|line| line.starts_with("sluice_scaler_slots{") && line.contains("\"placed\""));
+        Ok(sample.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or(0.0) as u64)
+    }
+}
+
+/// Starts `sluice dev` with the model, and a broker for it if it has none of its own.
+fn start(options: &Options, folder: tempfile::TempDir) -> Result<Deployment> {
+    let path = folder.path().to_path_buf();
+    let sluice = target_folder().join("release/sluice");
+    let mut command = Command::new(&sluice);
+    command.args(["dev", "--models"]).arg(xtask::root().join("models/digits")).arg("--folder").arg(path.join("dev"));
+    let mut running = Running { deployment: None, server: None, _folder: folder };
+    match options.broker {
+        Kind::Nats => _ = command.env("NATS_SERVER", setup::nats_server()?),
+        Kind::RabbitMq => {
+            let server = Server::start(options.broker, &path)?;
+            command.arg("--external").env("SLUICE_BROKER", server.url());
+            command.envs(server.management().map(|url| ("SLUICE_MANAGEMENT", url)));
+            running.server = Some(server);
+        }
+    }
+    let management = running.server.as_ref().and_then(Server::management);
+    let mut dev = Service::start("sluice-dev", &mut command, &path)?;
+    let ready = dev.wait_for_line("in another terminal", Duration::from_secs(120)).map(drop);
+    let log = dev.log();
+    running.deployment = Some(dev);
+    *RUNNING.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(running);
+    ready?;
+    let value = |name: &str| {
+        let line = log
+            .lines()
+            .find(|line| line.starts_with(&format!("  {name:<8}  ")))
+            .with_context(|| format!("no {name} in the log"))?;
+        anyhow::Ok(
+            line.rsplit(' ')
+                .next()
+                .unwrap_or_default()
+                .trim_start_matches("http://")
+                .trim_end_matches("/metrics")
+                .to_owned(),
+        )
+    };
+    let (url, registry, worker, scaler) = (value("broker")?, value("registry")?, value("worker")?, value("scaler")?);
+    Ok(Deployment { sluice, url, management, registry, worker, scaler })
+}
+
+/// Watches how many slots there are while a burst comes and after it, until there are none.
+fn burst(deployment: &Deployment, data: &Path, path: &Path) -> Result<Vec<(Duration, u64)>> {
+    let mut command = deployment.command();
+    command.args(["submit", "digits"]).args(vec![data; BURST]).args(["--columns", "0-63", "--json"]);
+    command.args(["--window", "4096", "--output"]).arg(path.join("burst.jsonl"));
+    let began = Instant::now();
+    let mut seen = vec![(Duration::ZERO, deployment.slots()?)];
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("cannot run sluice")?;
+    let mut ended = None;
+    loop {
+        let slots = deployment.slots()?;
+        if seen.last().is_none_or(|(_, last)| *last != slots) {
+            seen.push((began.elapsed(), slots));
+        }
+        if ended.is_none()
+            && let Some(status) = child.try_wait()?
+        {
+            ensure!(status.success(), "the burst was not answered: `sluice submit` ended with {status}");
+            ended = Some(Instant::now());
+        }
+        if ended.is_some() && slots == 0 {
+            return Ok(seen);
+        }
+        ensure!(
+            ended.is_none_or(|ended| ended.elapsed() < Duration::from_secs(60)),
+            "{slots} slots are left a minute after the burst"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 fn show(options: &Options) -> Result<()> {
     let root = xtask::root();
-    let release = target_folder().join("release");
     let folder = tempfile::tempdir()?;
     let path = folder.path().to_path_buf();
-    let package = root.join("models/digits");
-    let data = package.join("digits.csv.gz");
+    let data = root.join("models/digits/digits.csv.gz");
 
-    eprintln!("starting {} and a worker in {}", options.broker.name(), path.display());
-    let server = Server::start(options.broker, &path)?;
-    let url = server.url();
-    let management = server.management();
-    let admin = format!("127.0.0.1:{}", free_port()?);
-    *RUNNING.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) =
-        Some(Running { worker: None, server: Some(server), _folder: folder });
-    let slots = std::thread::available_parallelism().map_or(1, |count| count.get().div_ceil(2));
-    let config = path.join("worker.toml");
-    std::fs::write(
-        &config,
-        format!(
-            "[broker]\nurl = \"{url}\"\n{}[worker]\nadmin = \"{admin}\"\n[[worker.slots]]\npackage = \"{}\"\ncount = {slots}\n",
-            management.as_ref().map(|url| format!("management = \"{url}\"\n")).unwrap_or_default(),
-            package.display()
-        ),
-    )?;
-    let mut worker =
-        Service::start("worker", Command::new(release.join("sluice-worker")).arg("--config").arg(&config), &path)?;
-    let ready = worker.wait_for_line(": ready", Duration::from_secs(60)).map(drop);
-    if let Some(running) = RUNNING.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).as_mut() {
-        running.worker = Some(worker);
-    }
-    ready?;
+    eprintln!(
+        "starting {}, a host and a scaler with `sluice dev --models models/digits`, in {}",
+        options.broker.name(),
+        path.display()
+    );
+    let deployment = start(options, folder)?;
+    let settings = ["scaling.target_wait=20ms", "scaling.scale_down_delay=1s", "scaling.idle_to_zero=2s"];
+    let tuned = deployment.command().args(["model", "profile", "set", "digits"]).args(settings).output()?;
+    ensure!(tuned.status.success(), "{}", String::from_utf8_lossy(&tuned.stderr));
+    ensure!(deployment.slots()? == 0, "there are slots before anybody has asked");
+    let began = Instant::now();
+    let first = deployment
+        .command()
+        .args(["infer", "digits", "--input"])
+        .arg(format!("image=[{}]", example(&data)?))
+        .output()?;
+    ensure!(first.status.success(), "the first request was not answered: {}", String::from_utf8_lossy(&first.stderr));
+    let from_zero = began.elapsed();
 
     let submit = |output: &Path, rows_per_message: &str| -> Result<Summary> {
-        let mut command = Command::new(release.join("sluice"));
+        let mut command = deployment.command();
         command.args(["submit", "digits"]).arg(&data).args(["--columns", "0-63", "--json"]);
         command.args(["--rows-per-message", rows_per_message]).arg("--output").arg(output);
-        let run = command.env("SLUICE_BROKER", &url).stderr(Stdio::inherit()).output().context("cannot run sluice")?;
+        let run = command.stderr(Stdio::inherit()).output().context("cannot run sluice")?;
         ensure!(run.status.success(), "`sluice submit` ended with {}; not every request was answered", run.status);
         Ok(serde_json::from_slice(&run.stdout)?)
     };
@@ -150,6 +242,8 @@ fn show(options: &Options) -> Result<()> {
     let answers = path.join("answers.jsonl");
     let single = submit(&answers, "1")?;
     let packed = submit(&path.join("packed.jsonl"), PACKED)?;
+    eprintln!("\na burst of {} rows, and back to no slots", BURST * (single.rows as usize));
+    let slots = burst(&deployment, &data, &path)?;
 
     let labels = labels(&data)?;
     ensure!(
@@ -177,23 +271,25 @@ fn show(options: &Options) -> Result<()> {
         packed.latency_p99_ms,
         packed.requests
     );
+    println!("  from zero  {:.0} ms from a request while nothing ran to its answer", 1000.0 * from_zero.as_secs_f64());
+    let steps = slots.iter().map(|(at, slots)| format!("{slots} at {:.1} s", at.as_secs_f64()));
+    println!("  burst      {} rows; slots: {}", BURST * labels.len(), steps.collect::<Vec<_>>().join(", "));
     println!("  batches    by rows, as the worker formed them:");
-    for (bucket, count, share) in batch_sizes(&admin)? {
+    for (bucket, count, share) in batch_sizes(&deployment.worker)? {
         println!("    {bucket:>9} {count:>5}  {}", "#".repeat((share * 40.0).ceil() as usize));
     }
     ensure!(accuracy >= ACCURACY, "the accuracy is {:.1} %, below {:.0} %", 100.0 * accuracy, 100.0 * ACCURACY);
 
-    let sluice = release.join("sluice");
-    let sluice = sluice.strip_prefix(&root).unwrap_or(&sluice).display();
+    let sluice = deployment.sluice.strip_prefix(&root).unwrap_or(&deployment.sluice).display();
+    let Deployment { url, registry, worker, scaler, .. } = &deployment;
     println!("\nTry next{}:", if options.keep { "" } else { ", with `cargo xtask demo --keep` running" });
     let broker = if options.keep { format!(" --broker {url}") } else { " --broker URL".into() };
-    let listing = management.filter(|_| options.keep).map(|url| format!(" --management {url}")).unwrap_or_default();
-    println!("  {sluice} queue --watch{broker}{listing}");
+    println!("  {sluice} slots --watch{broker}");
     println!("  {sluice} infer digits --input 'image=[{}]'{broker}", example(&data)?);
-    println!("  {sluice} submit digits models/digits/digits.csv.gz --columns 0-63 -o answers.jsonl{broker}");
+    println!("  {sluice} scale explain digits{broker}");
     if options.keep {
         println!(
-            "\nRunning until Ctrl-C:\n  broker   {url}\n  metrics  http://{admin}/metrics\n  files    {}",
+            "\nRunning until Ctrl-C:\n  broker   {url}\n  registry {registry}\n  metrics  http://{worker}/metrics http://{scaler}/metrics\n  files    {}",
             path.display()
         );
         loop {
