@@ -6,8 +6,10 @@ use crate::ModelName;
 use crate::assignment::{Gate, Lease};
 use crate::clock::UnixMs;
 
-/// The topic of [`Question`]s, as JSON; the scaler that leads answers with an [`Answer`].
+/// The topic of [`Question`]s that change nothing, as JSON; the scaler that leads answers with an [`Answer`].
 pub const SCALER: &str = "scaler";
+/// The topic of those that change something: a broker's permissions tell the two apart.
+pub const SCALER_ORDERS: &str = "scaler-orders";
 
 /// What one may ask.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,6 +32,16 @@ pub enum Question {
     Renew(String),
     /// A lease is not needed any more.
     Release(String),
+}
+
+impl Question {
+    /// Where it is asked.
+    pub fn topic(&self) -> &'static str {
+        match self {
+            Question::Explain(_) | Question::Leases => SCALER,
+            Question::Gate { .. } | Question::Acquire(_) | Question::Renew(_) | Question::Release(_) => SCALER_ORDERS,
+        }
+    }
 }
 
 /// Devices that are wanted for other work.

@@ -151,10 +151,8 @@ async fn held(broker: &Arc<dyn Broker>, options: &Acquire, id: &str, json: bool)
             status = ended(&mut child) => return Ok(exit_code(status?)),
             () = tokio::time::sleep(RENEWAL) => {}
         }
-        match broker
-            .ask(sluice_core::scaler::SCALER, serde_json::to_vec(&Question::Renew(id.to_owned()))?.into(), RENEWAL)
-            .await
-        {
+        let renewal = Question::Renew(id.to_owned());
+        match broker.ask(renewal.topic(), serde_json::to_vec(&renewal)?.into(), RENEWAL).await {
             Ok(Some(answer)) => match serde_json::from_slice(&answer)? {
                 Answer::Lease(lease) => {
                     heard = tokio::time::Instant::now();

@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Result, anyhow, bail};
 use sluice_core::broker::Broker;
-use sluice_core::scaler::{Answer, Explanation, Question, SCALER};
+use sluice_core::scaler::{Answer, Explanation, Question};
 
 use crate::cli::{Global, Scale, ScaleCommand};
 use crate::common::{self, plain};
@@ -49,7 +49,7 @@ pub async fn ask(broker: &Arc<dyn Broker>, question: &Question) -> Result<Answer
     let text = serde_json::to_vec(question)?;
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
-        if let Some(answer) = broker.ask(SCALER, text.clone().into(), ONE_TRY).await? {
+        if let Some(answer) = broker.ask(question.topic(), text.clone().into(), ONE_TRY).await? {
             return match serde_json::from_slice(&answer)? {
                 Answer::Refused(reason) => Err(anyhow!(reason)),
                 answer => Ok(answer),

@@ -559,3 +559,6 @@ impl Mind {
         self.demand = Some(demand);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,5 @@
-//! Which models are deployed, and with which settings: follows the registry. It also makes their queues and tells callers what they take,
-//! since no host does that for a model without slots.
+//! Which models are deployed, and with which settings: follows the registry. It also tells callers what they take, since no host does that
+//! for a model without slots.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -38,7 +38,7 @@ pub struct Follower {
     pub catalog: Arc<Catalog>,
     /// What it follows.
     pub registry: Registry,
-    /// Where queues are.
+    /// Where callers ask.
     pub broker: Arc<dyn Broker>,
     /// Between two looks at everything.
     pub poll: Duration,
@@ -135,10 +135,6 @@ impl Follower {
                 Arc::new(Entry { manifest, started, revision: number })
             }
         };
-        if started {
-            // Requests wait there until there are slots. One that was removed behind our back comes back too.
-            _ = self.broker.ensure_queue(model, &entry.manifest.queue_limits()).await?;
-        }
         if !described.contains_key(model) {
             described.insert(model.clone(), Describing::start(&self.broker, model, stop).await?);
         }

@@ -18,7 +18,7 @@ use sluice_core::assignment::assignment_topic;
 use sluice_core::broker::{Broker, Leadership, Reading, Signal};
 use sluice_core::clock::unix_ms;
 use sluice_core::report::{REPORT_NOW, REPORTS, Report};
-use sluice_core::scaler::{Answer, Question, SCALER};
+use sluice_core::scaler::{Answer, Question, SCALER, SCALER_ORDERS};
 use sluice_core::{BrokerError, ModelName};
 use sluice_service::admin::{self, Readiness};
 use sluice_service::tasks::spawn_vital;
@@ -146,6 +146,7 @@ impl Scaler {
         info!(term = leadership.term(), "leading");
         self.metrics.leads.set(1.0);
         let mut questions = self.broker.listen(SCALER).await.context("listening to questions")?;
+        let mut orders = self.broker.listen(SCALER_ORDERS).await.context("listening to orders")?;
         if let Err(error) = self.broker.signal(REPORT_NOW, Bytes::new()).await {
             debug!(%error, "could not ask hosts to report");
         }
@@ -168,8 +169,13 @@ impl Scaler {
                     warn!("the lead is lost; another decides now");
                     break;
                 }
-                question = questions.next() => match question {
-                    Ok(question) => self.answer(question, &mut brain).await,
+                (said, topic) = async {
+                    tokio::select! {
+                        question = questions.next() => (question, SCALER),
+                        order = orders.next() => (order, SCALER_ORDERS),
+                    }
+                } => match said {
+                    Ok(said) => self.answer(said, topic, &mut brain).await,
                     Err(error) => {
                         warn!(%error, "cannot hear questions");
                         tokio::time::sleep(FIRST_WORDS).await;
@@ -248,7 +254,9 @@ impl Scaler {
             async move {
                 let reading = match tokio::time::timeout(READ_WITHIN, broker.depth(&model)).await {
                     Ok(Ok(lanes)) => queued(&lanes),
-                    Ok(Err(BrokerError::UnknownModel(_))) => Reading::Unknown("its queue is missing".into()),
+                    Ok(Err(BrokerError::UnknownModel(_))) => {
+                        Reading::Unknown(format!("its queue is missing: `sluice model start {model}` makes it again"))
+                    }
                     Ok(Err(error)) => Reading::Unknown(error.to_string()),
                     Err(_) => Reading::Unknown(format!("the broker did not tell within {READ_WITHIN:?}")),
                 };
@@ -258,12 +266,16 @@ impl Scaler {
         stream::iter(started).map(read).buffer_unordered(READ_AT_ONCE).collect().await
     }
 
-    async fn answer(&self, signal: Signal, brain: &mut Brain) {
+    async fn answer(&self, signal: Signal, topic: &str, brain: &mut Brain) {
         let Some(way_back) = signal.answer else { return };
         let (clock, now) = (unix_ms(), self.began.elapsed());
         let answer = {
             let fleet = lock(&self.fleet);
             match serde_json::from_slice::<Question>(&signal.payload) {
+                // Who may ask must not therefore order.
+                Ok(question) if question.topic() != topic => {
+                    Answer::Refused(format!("this belongs to the topic `{}`", question.topic()))
+                }
                 Ok(Question::Explain(model)) => brain.explain(&model),
                 Ok(Question::Gate { host, gate }) => {
                     info!(host, gate = gate.as_str(), "an operator sets a host's gate");

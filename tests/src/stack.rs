@@ -17,6 +17,7 @@ use xtask::broker::{Kind, Server};
 use xtask::process::Service;
 
 use crate::binaries;
+use crate::proxy::Proxy;
 
 /// How long a test waits for what must happen.
 pub const SOON: Duration = Duration::from_secs(60);
@@ -105,7 +106,7 @@ impl Stack {
         let registry = self.registry_url();
         let config = format!(
             "{}[registry]\nurl = \"{registry}\"\n[scaler]\nname = \"{name}\"\nadmin = \"127.0.0.1:{admin}\"\n{extra}\n",
-            self.broker_section("")
+            self.broker_section(&self.server.url(), "")
         );
         let file = self.file(&format!("{name}.toml"), config)?;
         let mut command = Command::new(binaries::path("sluice-scaler")?);
@@ -113,8 +114,31 @@ impl Stack {
         Service::start(&name, &mut command, self.folder())
     }
 
-    fn broker_section(&self, extra: &str) -> String {
-        let mut section = format!("[broker]\nurl = \"{}\"\n{extra}\n", self.server.url());
+    /// Starts a host that reaches the broker by a way of its own.
+    pub fn host_behind(&mut self, proxy: &Proxy, capacity: usize) -> Result<Worker> {
+        let (cache, registry) = (self.folder().join("packages"), self.registry_url());
+        let server = self.server.url();
+        let port = self.server_port()?;
+        let url = server.replace(&format!(":{port}"), &format!(":{}", proxy.port()));
+        let config = format!(
+            "capacity = {{ cpu = {capacity} }}\ncache = \"{}\"\n[registry]\nurl = \"{registry}\"\n",
+            cache.display()
+        );
+        let mut worker = self.start_worker_at(&url, "", &config)?;
+        worker.process.wait_for_line(": ready", SOON)?;
+        Ok(worker)
+    }
+
+    /// The broker's port.
+    pub fn server_port(&self) -> Result<u16> {
+        let url = self.server.url();
+        let after = url.rsplit(':').next().unwrap_or_default();
+        let port: String = after.chars().take_while(char::is_ascii_digit).collect();
+        port.parse().with_context(|| format!("no port in {url}"))
+    }
+
+    fn broker_section(&self, url: &str, extra: &str) -> String {
+        let mut section = format!("[broker]\nurl = \"{url}\"\n{extra}\n");
         if let Some(management) = self.server.management() {
             section += &format!("management = \"{management}\"\n");
         }
@@ -131,10 +155,14 @@ impl Stack {
     }
 
     fn start_worker(&mut self, broker: &str, slots: &str) -> Result<Worker> {
+        self.start_worker_at(&self.server.url(), broker, slots)
+    }
+
+    fn start_worker_at(&mut self, url: &str, broker: &str, slots: &str) -> Result<Worker> {
         self.started += 1;
         let name = format!("worker-{}", self.started);
         let admin = xtask::process::free_port()?;
-        let mut config = self.broker_section(broker);
+        let mut config = self.broker_section(url, broker);
         config += &format!("[worker]\nhost = \"{name}\"\nadmin = \"127.0.0.1:{admin}\"\n");
         config += slots;
         let file = self.folder().join(format!("{name}.toml"));

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use bytes::Bytes;
 use sluice_broker::{Options, connect, open_store};
 use sluice_core::broker::{Broker, BrokerError, Limited, QueueLimits, Settlement};
@@ -122,7 +122,23 @@ async fn every_role_can_do_its_work_over_tls() -> Result<()> {
     assert_eq!(scaler.depth(&model()).await?.len(), 3);
     let lead = tokio::time::timeout(SOON, scaler.lead("scaler", "one")).await??;
     assert!(lead.holds());
+    // Whoever looks may ask the scaler why, and hear the hosts; only a manager may give orders.
+    let (mut questions, mut orders) = (scaler.listen("scaler").await?, scaler.listen("scaler-orders").await?);
+    let mut reports = monitoring.listen("reports").await?;
+    let answering = tokio::spawn(async move {
+        for questions in [&mut questions, &mut orders] {
+            let question = questions.next().await?;
+            question.answer.context("a way back")?.send("because".into()).await?;
+        }
+        anyhow::Ok(())
+    });
+    worker.signal("reports", "here".into()).await?;
+    assert_eq!(tokio::time::timeout(SOON, reports.next()).await??.payload, "here");
+    assert_eq!(monitoring.ask("scaler", "why".into(), SOON).await?.as_deref(), Some(&b"because"[..]));
+    assert!(!matches!(monitoring.ask("scaler-orders", "go".into(), Duration::from_secs(1)).await, Ok(Some(_))));
     let manager = production.connect("manager").await?;
+    assert_eq!(manager.ask("scaler-orders", "go".into(), SOON).await?.as_deref(), Some(&b"because"[..]));
+    answering.await??;
     manages(&manager, &worker, &producer, consumer).await
 }
 

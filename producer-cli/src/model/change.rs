@@ -17,6 +17,8 @@ pub async fn start(desk: &Desk, model: &ModelName, version: Option<String>, wait
     let version = version.unwrap_or_else(|| newest.version.clone());
     if newest.started && newest.version == version {
         desk.say(format_args!("model `{model}` is started already"));
+        // Unless somebody has removed it.
+        desk.make_queue(model, &newest).await?;
         return conclude(desk, model, &newest, waiting).await;
     }
     let change = change(Action::Start, &version, true, newest.profile.clone());

@@ -58,8 +58,14 @@ impl Desk {
     /// Writes the next revision and tells the hosts.
     pub async fn append(&self, model: &ModelName, newest: Option<&Revision>, change: Change) -> Result<Revision> {
         let revision = self.registry.append(model, newest, change).await?;
+        self.make_queue(model, &revision).await?;
+        self.tell(model).await;
+        Ok(revision)
+    }
+
+    /// Makes the queue of a model that is started, so that requests can wait for the first host.
+    pub async fn make_queue(&self, model: &ModelName, revision: &Revision) -> Result<()> {
         if revision.started {
-            // So that requests can wait for the first host.
             let manifest = self.registry.effective(model, &revision.version, &revision.profile).await?;
             match self.broker.ensure_queue(model, &manifest.queue_limits()).await {
                 Ok(Limited::AsAsked) => {}
@@ -72,8 +78,7 @@ impl Desk {
                 Err(error) => return Err(error).context("the revision is written, but its queue could not be made"),
             }
         }
-        self.tell(model).await;
-        Ok(revision)
+        Ok(())
     }
 
     /// Tells the hosts that something changed. Without it they find out by themselves, later.

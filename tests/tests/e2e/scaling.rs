@@ -9,6 +9,7 @@ use serde_json::Value;
 use sluice_core::ModelName;
 use sluice_core::broker::{Broker, Replies, Submission};
 use sluice_e2e::fixture;
+use sluice_e2e::proxy::Proxy;
 use sluice_e2e::stack::{SOON, Stack, envelope, floats, next, rows, submit};
 use xtask::broker::Kind;
 
@@ -308,5 +309,60 @@ pub async fn devices_are_lent_for_a_command_and_reclaimed(kind: Kind) -> Result<
         ensure!(Instant::now() < deadline, "the lease of a dead holder stays");
         std::thread::sleep(Duration::from_millis(200));
     }
+    Ok(())
+}
+
+pub async fn a_host_that_is_cut_off_is_replaced_and_told_to_drop_when_it_is_back(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
+    let mut scaler = stack.scaler("")?;
+    scaler.wait_for_line("leading", SOON)?;
+    let way = Proxy::start(stack.server_port()?)?;
+    let _hosts = (stack.host_behind(&way, 2)?, stack.host(4)?);
+    deploy(&stack, 10, &QUICK.replace("max_slots = 6", "min_slots = 4\nmax_slots = 4"))?;
+    until(&stack, "spread", |slots| total(slots) == 4 && slots.len() == 2)?;
+    let mut load = Load::new(&stack).await?;
+    load.send(200).await?;
+    way.cut();
+    until(&stack, "move", |slots| slots.len() == 1 && total(slots) == 4)?;
+    load.send(50).await?;
+    way.heal();
+    // It reports that it runs what it should not any more, and is told.
+    until(&stack, "order", |slots| slots.len() == 1 && slots[0].0 != "worker-2" && total(slots) == 4)?;
+    let deadline = Instant::now() + SOON;
+    loop {
+        let hosts = json(&stack, &["hosts", "--json"])?;
+        let back = hosts.as_array().into_iter().flatten().find(|host| host["host"] == "worker-2");
+        let empty = |host: &Value| {
+            host["models"].as_array().is_some_and(Vec::is_empty)
+                && host["assignment"]["slots"].as_array().is_some_and(Vec::is_empty)
+        };
+        if back.is_some_and(empty) {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "worker-2 still has what it should not: {hosts}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    load.finish(&stack).await
+}
+
+pub async fn an_outage_of_the_broker_takes_no_slot_away(kind: Kind) -> Result<()> {
+    let mut stack = Stack::alone(kind)?;
+    let mut scaler = stack.scaler("")?;
+    scaler.wait_for_line("leading", SOON)?;
+    let _host = stack.host(4)?;
+    deploy(&stack, 40, &QUICK.replace("max_slots = 6", "max_slots = 3"))?;
+    let mut load = Load::new(&stack).await?;
+    load.send(400).await?;
+    until(&stack, "slots", |slots| total(slots) == 3)?;
+    stack.server.stop()?;
+    std::thread::sleep(Duration::from_secs(6));
+    stack.server.restart()?;
+    // Nothing was taken away while nobody knew what waits.
+    let mut log = scaler.log();
+    ensure!(!log.contains("from=3"), "{log}");
+    load.finish(&stack).await?;
+    until(&stack, "way back to none", |slots| slots.is_empty())?;
+    log = scaler.log();
+    ensure!(log.contains("from=1 to=0"), "{log}");
     Ok(())
 }
