@@ -13,7 +13,15 @@ const RULES: &[(&str, &[&str], &str)] = &[
     ("torch-sys", &["sluice-worker"], "the command line, the scaler and the gateway build and run without libtorch"),
     (
         "tokio",
-        &["sluice-broker", "sluice-registry", "sluice-service", "sluice-worker", "sluice", "sluice-e2e"],
+        &[
+            "sluice-broker",
+            "sluice-registry",
+            "sluice-service",
+            "sluice-worker",
+            "sluice-scaler",
+            "sluice",
+            "sluice-e2e",
+        ],
         "core/ holds words and decisions: no runtime",
     ),
     ("sluice-worker", &[], "it links libtorch; others talk to it over the broker"),
