@@ -11,6 +11,7 @@ use sluice_core::clock::unix_ms;
 use sluice_core::scaler::{Answer, LeaseRequest, LeaseState, Question};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use crate::cli::{Acquire, Global, Lease, LeaseCommand};
 use crate::common::{self, plain};
@@ -82,21 +83,38 @@ async fn hold(broker: &Arc<dyn Broker>, options: Acquire, json: bool) -> Result<
     let mut ends = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
     let [interrupt, terminate] = &mut ends;
     let id = options.name.clone().unwrap_or_else(|| format!("lease-{}", uuid::Uuid::now_v7().simple()));
-    let work = held(broker, &options, &id, json);
-    let done = tokio::select! {
-        done = work => done,
-        _ = interrupt.recv() => Ok(ExitCode::from(crate::exit::INTERRUPTED)),
-        _ = terminate.recv() => Ok(ExitCode::from(crate::exit::INTERRUPTED)),
+    let stop = CancellationToken::new();
+    let work = held(broker, &options, &id, json, &stop);
+    tokio::pin!(work);
+    let mut signals = 0;
+    let done = loop {
+        tokio::select! {
+            done = &mut work => break done,
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        // The first lets the command end in order.
+        signals += 1;
+        stop.cancel();
+        if signals == 2 {
+            break Ok(ExitCode::from(crate::exit::INTERRUPTED));
+        }
     };
     // If nobody hears it: a lease whose holder is silent ends by itself.
-    if let Err(error) = ask(broker, &Question::Release(id)).await {
+    if let Err(error) = ask(broker, &Question::Release(id.clone())).await {
         eprintln!("note: the lease could not be given back in order, and ends by itself in some seconds: {error:#}");
     }
     broker.close().await?;
     done
 }
 
-async fn held(broker: &Arc<dyn Broker>, options: &Acquire, id: &str, json: bool) -> Result<ExitCode> {
+async fn held(
+    broker: &Arc<dyn Broker>,
+    options: &Acquire,
+    id: &str,
+    json: bool,
+    stop: &CancellationToken,
+) -> Result<ExitCode> {
     let request = LeaseRequest {
         id: id.to_owned(),
         devices: options.devices as usize,
@@ -115,7 +133,9 @@ async fn held(broker: &Arc<dyn Broker>, options: &Acquire, id: &str, json: bool)
             Err(reason) if options.wait => say_once(&mut said, &format!("waiting: {reason:#}")),
             Err(reason) => return Err(reason.context("nothing is lent; --wait waits until it can be")),
         }
-        tokio::time::sleep(LOOK).await;
+        if stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_none() {
+            return Ok(ExitCode::from(crate::exit::INTERRUPTED));
+        }
     };
     let environment = environment(&lease);
     if json {
@@ -144,11 +164,18 @@ async fn held(broker: &Arc<dyn Broker>, options: &Acquire, id: &str, json: bool)
             None
         }
     };
-    let mut told = false;
+    let (mut told, mut stopping) = (false, false);
     let mut heard = tokio::time::Instant::now();
     loop {
         tokio::select! {
             status = ended(&mut child) => return Ok(exit_code(status?)),
+            () = stop.cancelled(), if !stopping => {
+                stopping = true;
+                match &child {
+                    Some(child) => common::terminate(child),
+                    None => return Ok(ExitCode::from(crate::exit::INTERRUPTED)),
+                }
+            }
             () = tokio::time::sleep(RENEWAL) => {}
         }
         let renewal = Question::Renew(id.to_owned());

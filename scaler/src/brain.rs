@@ -1,7 +1,7 @@
 //! A round of decisions: what each model needs, what its group's share allows, and where that goes. No sockets: what it looks at is
 //! handed in, what follows is handed out.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::catalog::Entry;
 use crate::decide::{Demand, History, Lag, decide};
 use crate::fleet::{Fleet, Measured};
 use crate::lease::{GRACE, Leases};
-use crate::place::{Place, Placement, Want, place};
+use crate::place::{Place, Placement, Unplaced, Want, place};
 use crate::share::{Claim, Group, share};
 
 /// A model's last changes that are kept.
@@ -58,6 +58,8 @@ pub struct Brain {
     groups: Vec<Group>,
     minds: BTreeMap<ModelName, Mind>,
     placement: Placement,
+    /// Hosts whose assignment was taken up, or that were told one here.
+    adopted: BTreeSet<String>,
     failures: BTreeMap<(ModelName, String), Failure>,
     /// Hosts that an operator wants less of.
     gates: BTreeMap<String, Gate>,
@@ -82,6 +84,8 @@ struct Mind {
     revision: u64,
     reason: String,
     trouble: Option<String>,
+    /// However much others gave back, it would not fit.
+    fits_nowhere: bool,
     /// A trouble is logged once.
     told: Option<String>,
     changes: VecDeque<Changed>,
@@ -106,8 +110,8 @@ pub struct Round {
     pub troubles: Vec<(ModelName, String)>,
     /// Leases that ended, and why.
     pub ended: Vec<(String, String)>,
-    /// Slots that fit nowhere, by model, and why.
-    pub unplaced: BTreeMap<ModelName, (usize, String)>,
+    /// Slots that fit nowhere, by model.
+    pub unplaced: BTreeMap<ModelName, Unplaced>,
 }
 
 impl Brain {
@@ -116,10 +120,14 @@ impl Brain {
         Self { groups, ..Self::default() }
     }
 
-    /// A new leader takes up what hosts follow: it begins where the old one ended.
-    pub fn adopt(&mut self, fleet: &Fleet, now: Duration) {
+    /// A new leader takes up what hosts follow, each when it is first heard: it begins where the old one ended. A host that comes back
+    /// later is told anew instead.
+    fn adopt(&mut self, fleet: &Fleet, now: Duration) {
         for report in fleet.alive(now) {
             let Some(assignment) = &report.assignment else { continue };
+            if !self.adopted.insert(report.host.clone()) {
+                continue;
+            }
             for assigned in &assignment.slots {
                 let places = self.placement.entry(assigned.model.clone()).or_default();
                 places.insert((report.host.clone(), assigned.device.clone()), assigned.slots);
@@ -134,6 +142,7 @@ impl Brain {
     /// Decides everything once.
     pub fn round(&mut self, seen: &Seen) -> Round {
         let Seen { fleet, now, clock, .. } = *seen;
+        self.adopt(fleet, now);
         let mut round = Round { ended: self.leases.tick(clock, now), ..Round::default() };
         self.minds.retain(|model, _| seen.models.contains_key(model));
         self.note_failures(fleet, seen.models, now);
@@ -208,7 +217,8 @@ impl Brain {
                         priority: entry.manifest.scaling.priority,
                         wants: mind.map_or(0, |mind| mind.wanted),
                         has: self.placement.get(*model).map_or(0, |places| places.values().sum()),
-                        units: units(entry),
+                        // What cannot be placed anyway takes nothing from others.
+                        units: if mind.is_some_and(|mind| mind.fits_nowhere) { 0 } else { units(entry) },
                         waited: waited.unwrap_or_default(),
                     }
                 })
@@ -301,8 +311,10 @@ impl Brain {
                 true => mind.waiting_since.or(Some(seen.now)),
                 false => None,
             };
-            if let Some((missing, why)) = round.unplaced.get(model) {
-                mind.trouble = Some(format!("{missing} slots fit nowhere: {why}"));
+            let unplaced = round.unplaced.get(model);
+            mind.fits_nowhere = unplaced.is_some_and(|unplaced| !unplaced.full);
+            if let Some(Unplaced { slots, reason, .. }) = unplaced {
+                mind.trouble = Some(format!("{slots} slots fit nowhere: {reason}"));
             } else if mind.granted < mind.wanted {
                 mind.trouble = Some(format!(
                     "{} slots wait: there is not room for all, and this is what the shares of groups leave it",

@@ -50,7 +50,7 @@ impl Metrics {
         self.troubles.reset();
         for of in brain.models() {
             let model = of.name.as_str();
-            let unplaced = round.unplaced.get(of.name).map_or(0, |(slots, _)| *slots);
+            let unplaced = round.unplaced.get(of.name).map_or(0, |unplaced| unplaced.slots);
             let kinds = [("wanted", of.wanted), ("granted", of.granted), ("placed", of.placed), ("unplaced", unplaced)];
             for (kind, slots) in kinds {
                 self.slots.with_label_values(&[model, kind]).set(slots as f64);

@@ -75,8 +75,19 @@ pub type Placement = BTreeMap<ModelName, BTreeMap<Place, usize>>;
 pub struct Placed {
     /// Where everything goes.
     pub placement: Placement,
-    /// What fits nowhere: how many slots, and why.
-    pub unplaced: BTreeMap<ModelName, (usize, String)>,
+    /// What fits nowhere.
+    pub unplaced: BTreeMap<ModelName, Unplaced>,
+}
+
+/// Slots of a model that fit nowhere.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Unplaced {
+    /// How many.
+    pub slots: usize,
+    /// Why, for people.
+    pub reason: String,
+    /// Whether others take the room; else there would be none for it in any case.
+    pub full: bool,
 }
 
 /// What of a device is taken.
@@ -128,7 +139,8 @@ pub fn place(wants: &[Want], hosts: &[Host], now: &Placement, busy: &dyn Fn(&Mod
         let mut places = placed.placement.remove(&want.model).unwrap_or_default();
         while slots > 0 {
             let Some(at) = best(want, &rooms, order, &places) else {
-                placed.unplaced.insert(want.model.clone(), (slots, why_not(want, &rooms)));
+                let (reason, full) = why_not(want, &rooms);
+                placed.unplaced.insert(want.model.clone(), Unplaced { slots, reason, full });
                 break;
             };
             order.remove(&(Reverse(rooms[at].free), at));
@@ -237,13 +249,13 @@ fn best(
     })
 }
 
-/// What a model would need that nothing has, for people.
-fn why_not(want: &Want, rooms: &[Room]) -> String {
+/// What a model would need that nothing has, for people, and whether others have it.
+fn why_not(want: &Want, rooms: &[Room]) -> (String, bool) {
     let kind = if want.kind == DeviceKind::Cuda { "GPU" } else { "cpu" };
     let of_kind: Vec<&Room> =
         rooms.iter().filter(|room| room.host.takes_more && room.device.kind() == want.kind).collect();
     if of_kind.is_empty() {
-        return format!("no host that may be used has a {kind}");
+        return (format!("no host that may be used has a {kind}"), false);
     }
     let labelled: Vec<&Room> = of_kind
         .iter()
@@ -252,27 +264,28 @@ fn why_not(want: &Want, rooms: &[Room]) -> String {
         .collect();
     if labelled.is_empty() {
         let labels: Vec<String> = want.selector.iter().map(|(label, value)| format!("{label}={value}")).collect();
-        return format!("no host with a {kind} has the labels {}", labels.join(", "));
+        return (format!("no host with a {kind} has the labels {}", labels.join(", ")), false);
     }
     let suitable: Vec<&Room> = labelled.iter().filter(|room| !want.avoid.contains(&room.host.name)).copied().collect();
     if suitable.is_empty() {
-        return "it failed to load on every host that it may run on; each is tried again after a pause".into();
+        return ("it failed to load on every host that it may run on; each is tried again after a pause".into(), false);
     }
     let most = suitable.iter().filter_map(|room| room.device.memory_mib).max();
     if let Some(most) =
         most.filter(|most| want.memory_mib > *most && suitable.iter().all(|room| room.device.memory_mib.is_some()))
     {
-        return format!("it needs {} MiB, and no {kind} has more than {most} MiB", want.memory_mib);
+        return (format!("it needs {} MiB, and no {kind} has more than {most} MiB", want.memory_mib), false);
     }
     if want.sharing == Sharing::Exclusive && suitable.iter().all(|room| room.models > 0) {
-        return format!("it wants a {kind} for itself, and something runs on each");
+        return (format!("it wants a {kind} for itself, and something runs on each"), true);
     }
     let free: usize = suitable.iter().map(|room| room.free).sum();
-    format!(
+    let reason = format!(
         "the {} {kind}s that it may run on are full ({free} units free, a slot takes {})",
         suitable.len(),
         want.units
-    )
+    );
+    (reason, true)
 }
 
 #[cfg(test)]
@@ -318,8 +331,8 @@ mod tests {
         assert_eq!(of(&placed, "m"), "a: 3, b: 2");
         let placed = place(&[want("m", 9)], &hosts, &Placement::new(), &idle);
         assert_eq!(of(&placed, "m"), "a: 4, b: 2");
-        let (missing, reason) = placed.unplaced.values().next().expect("not all fit");
-        assert_eq!((*missing, reason.contains("are full")), (3, true), "{reason}");
+        let unplaced = placed.unplaced.values().next().expect("not all fit");
+        assert_eq!((unplaced.slots, unplaced.full), (3, true), "{}", unplaced.reason);
     }
 
     #[test]
@@ -334,7 +347,7 @@ mod tests {
         let placed = place(&[alone.clone(), want("m", 1)], &hosts, &Placement::new(), &idle);
         assert_eq!((of(&placed, "x"), of(&placed, "m")), ("a: 1".into(), String::new()));
         let placed = place(&[want("m", 1), alone], &hosts, &Placement::new(), &idle);
-        assert!(placed.unplaced.values().next().expect("no room").1.contains("for itself"));
+        assert!(placed.unplaced.values().next().expect("no room").reason.contains("for itself"));
     }
 
     #[test]
@@ -362,7 +375,7 @@ mod tests {
         let chosen = Want { selector: zone("b"), ..want("m", 2) };
         assert_eq!(of(&place(&[chosen], &hosts, &Placement::new(), &idle), "m"), "b: 2");
         let reason = |want: Want| {
-            place(&[want], &hosts, &Placement::new(), &idle).unplaced.into_values().next().expect("unplaced").1
+            place(&[want], &hosts, &Placement::new(), &idle).unplaced.into_values().next().expect("unplaced").reason
         };
         assert_eq!(reason(Want { selector: zone("x"), ..want("m", 1) }), "no host with a cpu has the labels zone=x");
         let avoid = BTreeSet::from(["a".to_owned()]);
@@ -400,7 +413,7 @@ mod tests {
             }
             for want in &wants {
                 let slots: usize = first.placement.get(&want.model).into_iter().flatten().map(|(_, slots)| slots).sum();
-                let missing = first.unplaced.get(&want.model).map_or(0, |(missing, _)| *missing);
+                let missing = first.unplaced.get(&want.model).map_or(0, |unplaced| unplaced.slots);
                 prop_assert_eq!(slots + missing, want.slots);
             }
             // Nothing moves without need.

@@ -32,6 +32,7 @@ use crate::catalog::{Catalog, Entry, Follower};
 use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::metrics::Metrics;
+use crate::place::Unplaced;
 use crate::record::{self, Line};
 
 /// The office that one scaler holds.
@@ -152,7 +153,6 @@ impl Scaler {
         }
         stop.run_until_cancelled(tokio::time::sleep(FIRST_WORDS)).await;
         let mut brain = Brain::new(self.config.scaler.groups.clone());
-        brain.adopt(&lock(&self.fleet), self.began.elapsed());
         let mut assigner = Assigner::new(leadership.term());
         let mut short = BTreeMap::new();
         let mut tick = tokio::time::interval(self.config.scaler.interval);
@@ -298,11 +298,11 @@ impl Scaler {
     /// Tells the operator's command what fits nowhere, if that has changed.
     fn tell_short(&self, round: &Round, before: &mut BTreeMap<ModelName, usize>) {
         let short: BTreeMap<ModelName, usize> =
-            round.unplaced.iter().map(|(model, (slots, _))| (model.clone(), *slots)).collect();
+            round.unplaced.iter().map(|(model, unplaced)| (model.clone(), unplaced.slots)).collect();
         if short == *before {
             return;
         }
-        let missing = |(model, (slots, reason)): (&ModelName, &(usize, String))| serde_json::json!({ "model": model, "slots": slots, "reason": reason });
+        let missing = |(model, Unplaced { slots, reason, .. }): (&ModelName, &Unplaced)| serde_json::json!({ "model": model, "slots": slots, "reason": reason });
         let text =
             serde_json::json!({ "unplaced": round.unplaced.iter().map(missing).collect::<Vec<_>>() }).to_string();
         *before = short;

@@ -195,6 +195,10 @@ fn a_model_that_fits_nowhere_says_so_once() {
     assert_eq!(troubles.len(), 1);
     assert!(troubles[0].contains("no host with a cpu has the labels zone=north"), "{troubles:?}");
     assert_eq!(world.round().unplaced.len(), 1);
+    // However long it waits, others have all the room.
+    world.deploy("other", "min_slots = 4");
+    world.rounds(100);
+    assert_eq!(world.slots("other"), "a: 4");
 }
 
 #[test]
@@ -236,9 +240,7 @@ fn a_new_leader_begins_where_the_old_one_ended() {
     let Answer::Lease(lease) = world.brain.renew("training", &world.fleet, world.now) else { panic!("it is held") };
     assert!(lease.free && lease.ending.is_none());
     // The hosts carry everything over.
-    let mut new = Brain::new(Vec::new());
-    new.adopt(&world.fleet, world.now);
-    world.brain = new;
+    world.brain = Brain::new(Vec::new());
     world.round();
     assert_eq!(world.slots("m"), "a: 3");
     assert!(matches!(world.brain.renew("training", &world.fleet, world.now), Answer::Lease(_)));

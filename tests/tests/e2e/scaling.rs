@@ -75,6 +75,13 @@ impl Load {
         Ok(Self { broker, inbox, sent: 0, answered: BTreeSet::new() })
     }
 
+    /// Whose answers are stored: those to an inbox are lost while its owner is away.
+    async fn durable(stack: &Stack) -> Result<Self> {
+        let broker = stack.connect().await?;
+        let inbox = broker.results(&"outage".parse()?).await?;
+        Ok(Self { broker, inbox, sent: 0, answered: BTreeSet::new() })
+    }
+
     async fn send(&mut self, count: usize) -> Result<()> {
         for _ in 0..count {
             let request = envelope(&format!("r{}", self.sent), &*self.inbox);
@@ -351,7 +358,7 @@ pub async fn an_outage_of_the_broker_takes_no_slot_away(kind: Kind) -> Result<()
     scaler.wait_for_line("leading", SOON)?;
     let _host = stack.host(4)?;
     deploy(&stack, 40, &QUICK.replace("max_slots = 6", "max_slots = 3"))?;
-    let mut load = Load::new(&stack).await?;
+    let mut load = Load::durable(&stack).await?;
     load.send(400).await?;
     until(&stack, "slots", |slots| total(slots) == 3)?;
     stack.server.stop()?;

@@ -51,7 +51,9 @@ impl Deployment {
                 }
             }
             self.put(revision, State::Waiting, Some(format!("not enough memory: {reason}")), now);
+            let mut count = self.count.clone();
             tokio::select! {
+                Ok(_) = count.wait_for(|count| *count == 0) => return Ok(Outcome::Overtaken),
                 () = self.host.draining.cancelled() => return Ok(Outcome::Overtaken),
                 _ = revisions.changed() => return Ok(Outcome::Overtaken),
                 () = freed => {}
