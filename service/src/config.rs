@@ -27,10 +27,16 @@ impl ConfigError {
 
 /// Reads `file`, if given, and the environment.
 pub fn load<T: DeserializeOwned>(file: Option<&Path>) -> Result<T, ConfigError> {
-    load_with(file, Environment::with_prefix("SLUICE"))
+    load_with(
+        file,
+        std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?))),
+    )
 }
 
-fn load_with<T: DeserializeOwned>(file: Option<&Path>, environment: Environment) -> Result<T, ConfigError> {
+fn load_with<T: DeserializeOwned>(
+    file: Option<&Path>,
+    variables: impl IntoIterator<Item = (String, String)>,
+) -> Result<T, ConfigError> {
     let source_name = file.map_or_else(|| "configuration".into(), |file| format!("configuration `{}`", file.display()));
     let refuse = |faults: Vec<String>| ConfigError { source_name: source_name.clone(), faults };
     let mut builder = Config::builder();
@@ -38,7 +44,9 @@ fn load_with<T: DeserializeOwned>(file: Option<&Path>, environment: Environment)
         let text = std::fs::read_to_string(file).map_err(|error| refuse(vec![error.to_string()]))?;
         builder = builder.add_source(File::from_str(&text, FileFormat::Toml));
     }
-    // SLUICE_WORKER__HOST is `worker.host`; SLUICE_CACHE and the like, without a section, are not configuration.
+    // SLUICE_WORKER__HOST is `worker.host`; without a section they are not configuration: SLUICE_BROKER is the command line's.
+    let variables = variables.into_iter().filter(|(key, _)| key.contains("__")).collect();
+    let environment = Environment::with_prefix("SLUICE").source(Some(variables));
     let environment = environment.prefix_separator("_").separator("__").try_parsing(true).ignore_empty(true);
     let merged = builder.add_source(environment).build().map_err(|error| refuse(vec![error.to_string()]))?;
     let mut unknown = Vec::new();
@@ -48,10 +56,7 @@ fn load_with<T: DeserializeOwned>(file: Option<&Path>, environment: Environment)
         if SECTIONS.contains(&path.as_str()) {
             return;
         }
-        // A variable without a section is somebody else's.
-        if path.contains('.') || file.is_some_and(|_| !is_environment_only(&path)) {
-            unknown.push(format!("unknown key `{path}`"));
-        }
+        unknown.push(format!("unknown key `{path}`"));
     });
     match parsed {
         Ok(parsed) if unknown.is_empty() => Ok(parsed),
@@ -61,10 +66,6 @@ fn load_with<T: DeserializeOwned>(file: Option<&Path>, environment: Environment)
             Err(refuse(unknown))
         }
     }
-}
-
-fn is_environment_only(path: &str) -> bool {
-    std::env::var_os(format!("SLUICE_{}", path.to_ascii_uppercase())).is_some()
 }
 
 /// The configuration as TOML, with secrets masked.
@@ -110,8 +111,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("worker.toml");
         std::fs::write(&file, text).expect("written");
-        let variables = variables.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
-        load_with(Some(&file), Environment::with_prefix("SLUICE").source(Some(variables)))
+        load_with(Some(&file), variables.iter().map(|(key, value)| (key.to_string(), value.to_string())))
     }
 
     #[test]
@@ -120,6 +120,11 @@ mod tests {
         assert_eq!(parse(text, &[]).expect("parses").worker.slots, 2);
         let whole = parse(text, &[("SLUICE_WORKER__SLOTS", "5")]).expect("parses");
         assert_eq!((whole.worker.host.as_str(), whole.worker.slots), ("a", 5));
+        // What the command line is told by does not disturb the others.
+        assert_eq!(
+            parse(text, &[("SLUICE_WORKER", "nats://a"), ("SLUICE_CACHE", "/c")]).expect("parses").worker.slots,
+            2
+        );
     }
 
     #[test]
