@@ -30,11 +30,19 @@ struct Part {
 
 pub async fn run(global: &Global, options: Dev) -> Result<ExitCode> {
     let mut ends = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
+    // Removed last, when nothing writes there any more.
+    let (folder, _own) = match &options.folder {
+        Some(folder) => (std::path::absolute(folder)?, None),
+        None => {
+            let own = tempfile::Builder::new().prefix("sluice-dev-").tempdir().context("cannot make a folder")?;
+            (own.path().to_path_buf(), Some(own))
+        }
+    };
     let mut parts = Vec::new();
     let (log, mut lines) = mpsc::unbounded_channel();
     let [interrupt, terminate] = &mut ends;
     let work = async {
-        let _own = start(global, &options, &mut parts, &log, &mut lines).await?;
+        start(global, &options, &folder, &mut parts, &log, &mut lines).await?;
         // Whatever ends now should not have.
         loop {
             tokio::select! {
@@ -72,25 +80,19 @@ pub async fn run(global: &Global, options: Dev) -> Result<ExitCode> {
     done
 }
 
-/// Starts everything and deploys the models; what it returns holds the temporary folder.
+/// Starts everything and deploys the models.
 async fn start(
     global: &Global,
     options: &Dev,
+    folder: &Path,
     parts: &mut Vec<Part>,
     log: &mpsc::UnboundedSender<(&'static str, String)>,
     lines: &mut mpsc::UnboundedReceiver<(&'static str, String)>,
-) -> Result<Option<tempfile::TempDir>> {
-    let (folder, own) = match &options.folder {
-        Some(folder) => (std::path::absolute(folder)?, None),
-        None => {
-            let own = tempfile::Builder::new().prefix("sluice-dev-").tempdir().context("cannot make a folder")?;
-            (own.path().to_path_buf(), Some(own))
-        }
-    };
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make `{}`", folder.display()))?;
+) -> Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make `{}`", folder.display()))?;
     let (url, registry) = match options.external {
         true => (global.broker.clone(), options.registry.clone()),
-        false => (start_nats(options, &folder, parts, log, lines).await?, options.registry.clone()),
+        false => (start_nats(options, folder, parts, log, lines).await?, options.registry.clone()),
     };
     let registry = registry.unwrap_or_else(|| format!("file://{}/registry", folder.display()));
     let mut broker = format!("[broker]\nurl = \"{url}\"\n");
@@ -118,7 +120,7 @@ async fn start(
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["model", "deploy"]).arg(&package).args(["--start", "--wait"]);
         command.env("SLUICE_BROKER", &url).env("SLUICE_REGISTRY", &registry);
-        let output = command.output().await.context("cannot run sluice")?;
+        let output = command.kill_on_drop(true).output().await.context("cannot run sluice")?;
         for line in
             String::from_utf8_lossy(&output.stdout).lines().chain(String::from_utf8_lossy(&output.stderr).lines())
         {
@@ -140,7 +142,7 @@ async fn start(
         println!("  {sluice} {request}");
     }
     println!("  {sluice} slots --watch\n");
-    Ok(own)
+    Ok(())
 }
 
 async fn start_nats(

@@ -21,8 +21,8 @@ use crate::scale::ask;
 const RENEWAL: Duration = Duration::from_secs(2);
 /// Shorter, while devices are waited for.
 const LOOK: Duration = Duration::from_millis(300);
-/// After the broker has been away for so long, the scaler has given the lease to others.
-const LOST_AFTER: Duration = Duration::from_secs(40);
+/// Unheard for so long, the scaler is about to give the devices to others.
+const LOST_AFTER: Duration = Duration::from_secs(12);
 
 pub async fn run(global: &Global, options: Lease) -> Result<ExitCode> {
     let broker = common::connect(global).await?;

@@ -122,7 +122,7 @@ impl Brain {
 
     /// A new leader takes up what hosts follow, each when it is first heard: it begins where the old one ended. A host that comes back
     /// later is told anew instead.
-    fn adopt(&mut self, fleet: &Fleet, now: Duration) {
+    pub fn adopt(&mut self, fleet: &Fleet, now: Duration) {
         for report in fleet.alive(now) {
             let Some(assignment) = &report.assignment else { continue };
             if !self.adopted.insert(report.host.clone()) {
@@ -197,11 +197,13 @@ impl Brain {
             let devices = seen.fleet.alive(seen.now).filter(|report| {
                 report.assignment.is_some() && !report.draining && self.gate(&report.host) != Gate::Drained
             });
-            let capacity = devices
-                .flat_map(|report| &report.devices)
-                .filter(|device| device.name.starts_with("cuda") == (kind == DeviceKind::Cuda))
-                .map(|device| device.capacity)
-                .sum();
+            let (mut capacity, mut largest) = (0, 1);
+            for device in devices.flat_map(|report| &report.devices) {
+                if device.name.starts_with("cuda") == (kind == DeviceKind::Cuda) {
+                    capacity += device.capacity;
+                    largest = largest.max(device.capacity);
+                }
+            }
             let models: Vec<(&ModelName, &Arc<Entry>)> = seen
                 .models
                 .iter()
@@ -218,7 +220,7 @@ impl Brain {
                         wants: mind.map_or(0, |mind| mind.wanted),
                         has: self.placement.get(*model).map_or(0, |places| places.values().sum()),
                         // What cannot be placed anyway takes nothing from others.
-                        units: if mind.is_some_and(|mind| mind.fits_nowhere) { 0 } else { units(entry) },
+                        units: if mind.is_some_and(|mind| mind.fits_nowhere) { 0 } else { units(entry).min(largest) },
                         waited: waited.unwrap_or_default(),
                     }
                 })
@@ -441,6 +443,11 @@ impl Brain {
         self.renew(&request.id, fleet, now)
     }
 
+    /// Whether there is such a lease.
+    pub fn knows_lease(&self, id: &str) -> bool {
+        self.leases.get(id).is_some()
+    }
+
     /// How a lease stands; its holder is alive.
     pub fn renew(&mut self, id: &str, fleet: &Fleet, now: Duration) -> Answer {
         match self.leases.renew(id, now).is_some() {
@@ -468,8 +475,8 @@ impl Brain {
             .map(|((host, _), lease)| (host.clone(), lease.clone()))
             .collect();
         let free = devices.iter().all(|(host, lease)| {
-            // A host that is dead runs nothing.
-            fleet.host(host, now).is_none_or(|report| {
+            // One that is silent may be cut off, and still run what it had.
+            fleet.host(host, now).is_some_and(|report| {
                 let told = report.assignment.as_ref().is_some_and(|assignment| assignment.leases.contains(lease));
                 told && report.models.iter().all(|model| model.device != lease.device)
             })
@@ -530,7 +537,8 @@ impl Mind {
         self.trouble = None;
         self.serving = measured.serving;
         self.revision = entry.revision;
-        self.row_time = measured.row_seconds.map(Duration::from_secs_f64).or(self.row_time);
+        self.row_time =
+            measured.row_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).or(self.row_time);
         self.rows_per_request = measured.rows_per_request.or(self.rows_per_request);
         self.cold_start = measured.cold_start.or(self.cold_start);
         if !entry.started {
@@ -557,13 +565,18 @@ impl Mind {
                 (Reading::Unknown(reason), 0.0)
             }
         };
+        let holds = entry.manifest.scaling.paused || matches!(lag, Reading::Unknown(_));
         let demand = Demand {
             scaling: entry.manifest.scaling.clone(),
             lag,
             arrivals,
             row_time: self.row_time,
             cold_start: self.cold_start.unwrap_or(USUAL_COLD_START),
-            slots: placed + measured.listed,
+            // What cannot be decided holds what was wanted, though a host that had it may be gone for the moment.
+            slots: match holds {
+                true => self.wanted.max(placed + measured.listed),
+                false => placed + measured.listed,
+            },
         };
         let decision = decide(&demand, &mut self.history, seen.now);
         self.wanted = decision.slots;

@@ -2,6 +2,7 @@
 //! for a model without slots.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -19,7 +20,10 @@ const PAUSE: Duration = Duration::from_secs(2);
 
 /// The deployed models.
 #[derive(Default)]
-pub struct Catalog(Mutex<BTreeMap<ModelName, Arc<Entry>>>);
+pub struct Catalog {
+    models: Mutex<BTreeMap<ModelName, Arc<Entry>>>,
+    looked: AtomicBool,
+}
 
 /// A deployed model.
 #[derive(Debug, Clone)]
@@ -50,13 +54,13 @@ impl Catalog {
         self.models().clone()
     }
 
-    /// For tests and benchmarks.
-    pub fn put(&self, model: ModelName, entry: Entry) {
-        self.models().insert(model, Arc::new(entry));
+    /// Whether everything was looked at once: before that, a model that is not here may yet be deployed.
+    pub fn is_complete(&self) -> bool {
+        self.looked.load(Ordering::Relaxed)
     }
 
     fn models(&self) -> MutexGuard<'_, BTreeMap<ModelName, Arc<Entry>>> {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.models.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -67,8 +71,16 @@ impl Follower {
         let mut described = BTreeMap::new();
         loop {
             let pause = match self.look_at_all(&mut described, &stop).await {
-                Ok(()) => self.poll,
+                Ok(()) => {
+                    self.catalog.looked.store(true, Ordering::Relaxed);
+                    self.poll
+                }
                 Err(reason) => {
+                    let passes = reason.downcast_ref::<RegistryError>().is_none_or(RegistryError::is_transient);
+                    if !passes {
+                        // One bad model must not keep the others from being scaled.
+                        self.catalog.looked.store(true, Ordering::Relaxed);
+                    }
                     warn!(reason = format!("{reason:#}"), "cannot read the registry; what is known of models stays");
                     PAUSE
                 }
@@ -102,10 +114,18 @@ impl Follower {
         for gone in known.iter().filter(|known| !models.contains(known)) {
             self.forget(gone, described);
         }
+        let mut failed = Ok(());
         for model in &models {
-            self.look(model, described, stop).await?;
+            if let Err(reason) = self.look(model, described, stop).await {
+                // An outage would be one for each.
+                let passes = reason.downcast_ref::<RegistryError>().is_none_or(RegistryError::is_transient);
+                failed = Err(reason.context(format!("model `{model}`")));
+                if passes {
+                    break;
+                }
+            }
         }
-        Ok(())
+        failed
     }
 
     async fn look(

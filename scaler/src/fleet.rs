@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sluice_core::ModelName;
 use sluice_core::assignment::Gate;
+use sluice_core::clock::UnixMs;
 use sluice_core::report::{ModelReport, Report, SIGN_OF_LIFE, State};
 
 use crate::place::{Device, Host, Place};
@@ -18,9 +19,14 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 #[derive(Debug, Default)]
 pub struct Fleet {
     hosts: BTreeMap<String, Heard>,
+    /// Of each host's process, when it began and the rows that are counted of each model, which may come and go meanwhile.
+    counted: BTreeMap<String, (UnixMs, RowsOf)>,
     /// Rows that were run of each model since this began to listen.
     done: BTreeMap<ModelName, u64>,
 }
+
+/// Rows by model and device.
+type RowsOf = BTreeMap<(ModelName, String), u64>;
 
 /// What a host said.
 #[derive(Debug)]
@@ -51,15 +57,21 @@ pub struct Measured {
 impl Fleet {
     /// Takes a report.
     pub fn hear(&mut self, report: Report, now: Duration) {
-        let before = self.hosts.get(&report.host).filter(|heard| heard.report.started == report.started);
+        let known = self.counted.contains_key(&report.host);
+        let (started, counted) = self.counted.entry(report.host.clone()).or_default();
+        if std::mem::replace(started, report.started) != report.started {
+            counted.clear();
+        }
         for model in &report.models {
-            let same = |earlier: &&ModelReport| earlier.model == model.model && earlier.device == model.device;
-            let earlier = before.and_then(|heard| heard.report.models.iter().find(same));
-            let counted = earlier.map_or(0, |earlier| earlier.measured.rows);
-            *self.done.entry(model.model.clone()).or_default() += model.measured.rows.saturating_sub(counted);
+            let rows = model.measured.rows;
+            let before = counted.insert((model.model.clone(), model.device.clone()), rows);
+            // What a host did before it was first heard is old.
+            let before = before.unwrap_or(if known { 0 } else { rows });
+            *self.done.entry(model.model.clone()).or_default() += rows.saturating_sub(before);
         }
         self.hosts.insert(report.host.clone(), Heard { report, at: now });
         self.hosts.retain(|_, heard| now.saturating_sub(heard.at) < FORGOTTEN_AFTER);
+        self.counted.retain(|host, _| self.hosts.contains_key(host));
     }
 
     /// Those that live.
@@ -119,7 +131,7 @@ impl Fleet {
                         Some(measured.rows_per_request.unwrap_or(0.0).max(seen.rows_per_request));
                 }
                 if seen.cold_start_seconds > 0.0 {
-                    let took = Duration::from_secs_f64(seen.cold_start_seconds);
+                    let took = Duration::try_from_secs_f64(seen.cold_start_seconds).unwrap_or_default();
                     measured.cold_start = Some(measured.cold_start.unwrap_or_default().max(took));
                 }
                 if seen.row_seconds > 0.0 {
@@ -172,14 +184,14 @@ mod tests {
         fleet.hear(report("a", 1, 100, 0.1), seconds(0));
         fleet.hear(report("a", 1, 150, 0.1), seconds(2));
         fleet.hear(report("b", 1, 10, 0.3), seconds(2));
-        assert_eq!(fleet.done(&model), 160);
+        assert_eq!(fleet.done(&model), 50);
         // Started anew: it counts from zero.
         fleet.hear(report("a", 2, 5, 0.1), seconds(4));
-        assert_eq!(fleet.done(&model), 165);
+        assert_eq!(fleet.done(&model), 55);
         let measured = fleet.measure(seconds(5))[&model];
         assert_eq!((measured.held, measured.serving, measured.row_seconds), (4, 2, Some(0.2)));
         assert_eq!(fleet.alive(seconds(7)).count(), 1, "b was heard at 2 s");
         assert_eq!(fleet.alive(seconds(9)).count(), 0);
-        assert_eq!(fleet.done(&model), 165, "what was done stays done");
+        assert_eq!(fleet.done(&model), 55, "what was done stays done");
     }
 }

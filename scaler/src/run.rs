@@ -44,6 +44,9 @@ const READ_WITHIN: Duration = Duration::from_secs(2);
 /// A leader that has just started listens to the hosts for so long before it decides.
 const FIRST_WORDS: Duration = Duration::from_secs(1);
 
+/// After so long a leader has heard of all leases.
+const LEASES_KNOWN: Duration = Duration::from_secs(15);
+
 /// What a scaler that leads works with.
 struct Scaler {
     config: Config,
@@ -54,6 +57,8 @@ struct Scaler {
     /// The moment from which decisions count time.
     began: Instant,
     record: Option<BufWriter<File>>,
+    /// When it took the lead last.
+    leads_since: Duration,
 }
 
 /// Runs until `stop`. `listening` is told the admin port's address. What decisions rest on is written to `record`.
@@ -94,7 +99,7 @@ pub async fn run(
     let follower = Follower { catalog: Arc::clone(&catalog), registry: models, broker: Arc::clone(&broker), poll };
     spawn_vital("registry", &stop, follower.follow(ears.clone()));
 
-    let mut scaler = Scaler { config, broker, catalog, fleet, metrics, began, record };
+    let mut scaler = Scaler { config, broker, catalog, fleet, metrics, began, record, leads_since: Duration::ZERO };
     readiness.set(None);
     info!("ready");
     while !stop.is_cancelled() {
@@ -146,6 +151,7 @@ impl Scaler {
     async fn lead(&mut self, leadership: Box<dyn Leadership>, stop: &CancellationToken) -> Result<()> {
         info!(term = leadership.term(), "leading");
         self.metrics.leads.set(1.0);
+        self.leads_since = self.began.elapsed();
         let mut questions = self.broker.listen(SCALER).await.context("listening to questions")?;
         let mut orders = self.broker.listen(SCALER_ORDERS).await.context("listening to orders")?;
         if let Err(error) = self.broker.signal(REPORT_NOW, Bytes::new()).await {
@@ -181,7 +187,7 @@ impl Scaler {
                         tokio::time::sleep(FIRST_WORDS).await;
                     }
                 },
-                _ = tick.tick() => {
+                _ = tick.tick(), if self.catalog.is_complete() => {
                     let timer = self.metrics.round.start_timer();
                     let round = self.round(&mut brain, &mut assigner, &*leadership).await?;
                     timer.observe_duration();
@@ -271,6 +277,8 @@ impl Scaler {
         let (clock, now) = (unix_ms(), self.began.elapsed());
         let answer = {
             let fleet = lock(&self.fleet);
+            // A lease or a gate may be known to a host that was heard since the last round.
+            brain.adopt(&fleet, now);
             match serde_json::from_slice::<Question>(&signal.payload) {
                 // Who may ask must not therefore order.
                 Ok(question) if question.topic() != topic => {
@@ -283,6 +291,8 @@ impl Scaler {
                 }
                 Ok(Question::Leases) => brain.leases(&fleet, now),
                 Ok(Question::Acquire(request)) => brain.acquire(&request, &fleet, clock, now),
+                // The host that knows of it may not have been heard yet: its holder asks again.
+                Ok(Question::Renew(id)) if now < self.leads_since + LEASES_KNOWN && !brain.knows_lease(&id) => return,
                 Ok(Question::Renew(id)) => brain.renew(&id, &fleet, now),
                 Ok(Question::Release(id)) => brain.release(&id),
                 Err(error) => Answer::Refused(format!("the scaler does not understand the question: {error}")),

@@ -218,6 +218,7 @@ impl Deployment {
         if !now.retiring.is_empty() {
             put(State::Draining, None, now);
         }
+        let mut count = self.count.clone();
         loop {
             if now.retiring.is_empty() {
                 put(State::Ready, None, now);
@@ -225,6 +226,7 @@ impl Deployment {
             }
             tokio::select! {
                 _ = revisions.changed() => return Outcome::Overtaken,
+                Ok(()) = count.changed() => return Outcome::Overtaken,
                 ended = now.ended() => match ended {
                     Ended::Drained => {}
                     Ended::ForGood(end) => return Outcome::Ended(end),

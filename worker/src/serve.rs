@@ -101,6 +101,11 @@ impl Serving {
 }
 
 impl Ready {
+    /// How many slots there are.
+    pub fn count(&self) -> usize {
+        self.slots.len()
+    }
+
     /// Cancelled to drain.
     pub fn stop(&self) -> CancellationToken {
         self.serving.stop.clone()

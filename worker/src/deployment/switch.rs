@@ -85,7 +85,8 @@ impl Deployment {
     fn start(&self, ready: Ready, package: Arc<Package>, device: Device, mut reservation: Reservation) -> Running {
         reservation.loaded();
         let stop = ready.stop();
-        let (tuned, receiver) = watch::channel(Tuned { package: Arc::clone(&package), count: self.count() });
+        // As many as were prepared: if more or fewer are wanted by now, tuning finds the difference.
+        let (tuned, receiver) = watch::channel(Tuned { package: Arc::clone(&package), count: ready.count() });
         let task = tokio::spawn(async move {
             let end = ready.serve(receiver).await;
             // Only now is the model unloaded.
