@@ -85,7 +85,7 @@ async fn hold(broker: &Arc<dyn Broker>, options: Acquire, json: bool) -> Result<
     let id = options.name.clone().unwrap_or_else(|| format!("lease-{}", uuid::Uuid::now_v7().simple()));
     let stop = CancellationToken::new();
     let work = held(broker, &options, &id, json, &stop);
-    tokio::pin!(work);
+    let mut work = Box::pin(work);
     let mut signals = 0;
     let done = loop {
         tokio::select! {
@@ -100,8 +100,10 @@ async fn hold(broker: &Arc<dyn Broker>, options: Acquire, json: bool) -> Result<
             break Ok(ExitCode::from(crate::exit::INTERRUPTED));
         }
     };
+    // A command that would not end is killed before its devices are given back.
+    drop(work);
     // If nobody hears it: a lease whose holder is silent ends by itself.
-    if let Err(error) = ask(broker, &Question::Release(id.clone())).await {
+    if let Err(error) = ask(broker, &Question::Release(id)).await {
         eprintln!("note: the lease could not be given back in order, and ends by itself in some seconds: {error:#}");
     }
     broker.close().await?;

@@ -10,6 +10,7 @@ use sluice_core::assignment::{Assigned, Gate};
 use sluice_core::broker::Reading;
 use sluice_core::clock::UnixMs;
 use sluice_core::manifest::{DeviceKind, WhileStopped};
+use sluice_core::report::ModelReport;
 use sluice_core::scaler::{Answer, Changed, Explanation, LeaseRequest, LeaseState};
 
 use crate::arrivals::Arrivals;
@@ -81,6 +82,8 @@ struct Mind {
     wanted: usize,
     granted: usize,
     serving: usize,
+    /// Of these, what hosts run by their own configuration.
+    listed: usize,
     revision: u64,
     reason: String,
     trouble: Option<String>,
@@ -155,7 +158,7 @@ impl Brain {
         }
         self.grant(seen);
         let hosts = fleet.open(now, &self.gates, &self.leases.places());
-        let wants = self.wants(seen, &measured);
+        let wants = self.wants(seen);
         let busy = |model: &ModelName, (host, device): &Place| {
             let report = fleet.host(host, now);
             let found =
@@ -172,8 +175,13 @@ impl Brain {
 
     /// Hosts that could not load a model are avoided for a while.
     fn note_failures(&mut self, fleet: &Fleet, models: &BTreeMap<ModelName, Arc<Entry>>, now: Duration) {
-        self.failures.retain(|(model, _), failure| {
-            models.get(model).is_some_and(|entry| failure.revision.is_none_or(|revision| revision == entry.revision))
+        self.failures.retain(|(model, host), failure| {
+            let serves = |of: &ModelReport| of.model == *model && of.serving.is_some();
+            // What has worked since is forgotten.
+            !fleet.host(host, now).is_some_and(|report| report.models.iter().any(serves))
+                && models
+                    .get(model)
+                    .is_some_and(|entry| failure.revision.is_none_or(|revision| revision == entry.revision))
         });
         for (host, report) in fleet.failed(now) {
             let key = (report.model.clone(), host.to_owned());
@@ -191,7 +199,7 @@ impl Brain {
 
     /// What each group's share allows.
     fn grant(&mut self, seen: &Seen) {
-        let mut reclaimed = Vec::new();
+        let mut needed = Vec::new();
         self.claims.clear();
         for kind in [DeviceKind::Cpu, DeviceKind::Cuda] {
             let devices = seen.fleet.alive(seen.now).filter(|report| {
@@ -217,7 +225,8 @@ impl Brain {
                     Claim {
                         group: entry.manifest.scaling.group.clone(),
                         priority: entry.manifest.scaling.priority,
-                        wants: mind.map_or(0, |mind| mind.wanted),
+                        // What hosts run by their own configuration takes nothing of the others.
+                        wants: mind.map_or(0, |mind| mind.wanted.saturating_sub(mind.listed)),
                         has: self.placement.get(*model).map_or(0, |places| places.values().sum()),
                         // What cannot be placed anyway takes nothing from others.
                         units: if mind.is_some_and(|mind| mind.fits_nowhere) { 0 } else { units(entry).min(largest) },
@@ -237,20 +246,18 @@ impl Brain {
             let granted = share(capacity, &self.groups, &claims);
             for ((model, _), granted) in models.iter().zip(&granted) {
                 if let Some(mind) = self.minds.get_mut(*model) {
-                    mind.granted = *granted;
+                    mind.granted = *granted + mind.listed.min(mind.wanted);
                 }
             }
             for ((id, claim), granted) in lent.iter().zip(&granted[models.len()..]) {
-                if *granted < claim.wants {
-                    reclaimed.push((*id).clone());
-                }
+                needed.push(((*id).clone(), *granted < claim.wants));
             }
             self.claims.insert(kind == DeviceKind::Cuda, (capacity, claims));
         }
-        for id in reclaimed {
+        for (id, needed) in needed {
             let reason =
                 format!("others need its devices, and its group has no share for them; they are taken in {GRACE:?}");
-            self.leases.reclaim(&id, &reason, seen.now);
+            self.leases.is_needed(&id, needed, &reason, seen.now);
         }
     }
 
@@ -265,7 +272,7 @@ impl Brain {
     }
 
     /// What is to be placed, those that matter most first.
-    fn wants(&self, seen: &Seen, measured: &BTreeMap<ModelName, Measured>) -> Vec<Want> {
+    fn wants(&self, seen: &Seen) -> Vec<Want> {
         let mut wants: Vec<(i32, Want)> = Vec::with_capacity(seen.models.len());
         for (model, entry) in seen.models {
             let Some(mind) = self.minds.get(model) else { continue };
@@ -274,7 +281,7 @@ impl Brain {
                 avoided.filter(|(_, failure)| seen.now < failure.until).map(|((_, host), _)| host.clone()).collect();
             let manifest = &entry.manifest;
             // What hosts run by their own configuration is there already.
-            let listed = measured.get(model).map_or(0, |measured| measured.listed);
+            let listed = mind.listed;
             let refuses = !entry.started && manifest.serving.while_stopped == WhileStopped::Refuse;
             let (slots, units, memory_mib) = match refuses {
                 // Somebody has to say so; that takes no room.
@@ -439,6 +446,8 @@ impl Brain {
                 granted.last().copied().unwrap_or(0)
             ));
         }
+        // Whoever asks before the next round finds that much less.
+        self.claims.insert(gpus, (capacity, claims));
         self.leases.lend(request, devices.into_iter().map(|(place, _)| place).collect(), clock, now);
         self.renew(&request.id, fleet, now)
     }
@@ -536,6 +545,7 @@ impl Mind {
     fn want(&mut self, seen: &Seen, model: &ModelName, entry: &Entry, measured: Measured, placed: usize) {
         self.trouble = None;
         self.serving = measured.serving;
+        self.listed = measured.listed;
         self.revision = entry.revision;
         self.row_time =
             measured.row_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).or(self.row_time);
@@ -550,7 +560,8 @@ impl Mind {
             return;
         }
         let rows = self.rows_per_request.unwrap_or(1.0);
-        let queue = seen.queues.get(model).cloned().unwrap_or(Reading::Unknown("its queue was not read yet".into()));
+        let queue =
+            seen.queues.get(model).cloned().unwrap_or(Reading::Unknown("the broker did not tell in time".into()));
         let (lag, arrivals) = match queue {
             Reading::Known(queued) => {
                 let in_flight = queued.in_flight.unwrap_or(measured.held);

@@ -11,6 +11,8 @@ use crate::place::Place;
 
 /// A holder that has not been heard for so long is gone.
 const GONE_AFTER: Duration = Duration::from_secs(15);
+/// Others must have needed a lease's devices for so long: by then a new leader has heard of every host too.
+const SHORT_FOR: Duration = Duration::from_secs(5);
 /// The time between telling a holder and taking its devices.
 pub const GRACE: Duration = Duration::from_secs(30);
 
@@ -24,11 +26,17 @@ pub struct Held {
     /// Its devices.
     pub devices: BTreeMap<Place, Lease>,
     renewed: Duration,
+    /// Since when others need its devices.
+    short_since: Option<Duration>,
     /// When it ends though it is still wanted, and why.
     pub ending: Option<(Duration, String)>,
 }
 
 impl Held {
+    fn new(devices: BTreeMap<Place, Lease>, now: Duration) -> Self {
+        Self { devices, renewed: now, short_since: None, ending: None }
+    }
+
     /// Whose share it counts to.
     pub fn group(&self) -> &str {
         self.devices.values().next().map_or("", |lease| lease.group.as_str())
@@ -39,7 +47,7 @@ impl Leases {
     /// Takes what a host says of leases that are not known here.
     pub fn adopt(&mut self, host: &str, leases: &[Lease], now: Duration) {
         for lease in leases {
-            let new = || Held { devices: BTreeMap::new(), renewed: now, ending: None };
+            let new = || Held::new(BTreeMap::new(), now);
             let held = self.0.entry(lease.id.clone()).or_insert_with(new);
             held.devices.insert((host.to_owned(), lease.device.clone()), lease.clone());
         }
@@ -59,7 +67,7 @@ impl Leases {
             ((host, device), lease)
         };
         let devices = places.into_iter().map(lease).collect();
-        self.0.insert(request.id.clone(), Held { devices, renewed: now, ending: None });
+        self.0.insert(request.id.clone(), Held::new(devices, now));
     }
 
     /// Its holder is alive.
@@ -74,9 +82,11 @@ impl Leases {
         self.0.remove(id);
     }
 
-    /// Tells a holder that its devices are needed.
-    pub fn reclaim(&mut self, id: &str, reason: &str, now: Duration) {
-        if let Some(held) = self.0.get_mut(id) {
+    /// Whether others need its devices now. Once they have for long enough, its holder is told.
+    pub fn is_needed(&mut self, id: &str, needed: bool, reason: &str, now: Duration) {
+        let Some(held) = self.0.get_mut(id) else { return };
+        held.short_since = if needed { held.short_since.or(Some(now)) } else { None };
+        if held.short_since.is_some_and(|since| now.saturating_sub(since) >= SHORT_FOR) {
             held.ending.get_or_insert_with(|| (now + GRACE, reason.to_owned()));
         }
     }
@@ -147,9 +157,9 @@ mod tests {
             let now = seconds(second);
             leases.renew("timed", now);
             leases.renew("needed", now);
-            if second == 20 {
-                leases.reclaim("needed", "others need it", now);
-            }
+            // A short shortage does no harm; the second one lasts.
+            let needed = (10..12).contains(&second) || second >= 15;
+            leases.is_needed("needed", needed, "others need it", now);
             gone.extend(leases.tick(second * 1000, now).into_iter().map(|(id, reason)| (second, id, reason)));
         }
         let gone: Vec<(u64, &str, &str)> = gone.iter().map(|(at, id, why)| (*at, id.as_str(), why.as_str())).collect();

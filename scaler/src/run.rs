@@ -39,7 +39,7 @@ use crate::record::{self, Line};
 const OFFICE: &str = "scaler";
 /// Queues that are read at the same time.
 const READ_AT_ONCE: usize = 32;
-/// A queue that is not read within this is unknown.
+/// Queues that are not read within this are unknown; those come first the next time.
 const READ_WITHIN: Duration = Duration::from_secs(2);
 /// A leader that has just started listens to the hosts for so long before it decides.
 const FIRST_WORDS: Duration = Duration::from_secs(1);
@@ -57,6 +57,8 @@ struct Scaler {
     /// The moment from which decisions count time.
     began: Instant,
     record: Option<BufWriter<File>>,
+    /// Where the next round begins to read queues.
+    read_first: usize,
     /// When it took the lead last.
     leads_since: Duration,
 }
@@ -99,7 +101,8 @@ pub async fn run(
     let follower = Follower { catalog: Arc::clone(&catalog), registry: models, broker: Arc::clone(&broker), poll };
     spawn_vital("registry", &stop, follower.follow(ears.clone()));
 
-    let mut scaler = Scaler { config, broker, catalog, fleet, metrics, began, record, leads_since: Duration::ZERO };
+    let mut scaler =
+        Scaler { config, broker, catalog, fleet, metrics, began, record, read_first: 0, leads_since: Duration::ZERO };
     readiness.set(None);
     info!("ready");
     while !stop.is_cancelled() {
@@ -252,24 +255,29 @@ impl Scaler {
     }
 
     /// How much waits for each started model.
-    async fn read_queues(&self, models: &BTreeMap<ModelName, Arc<Entry>>) -> BTreeMap<ModelName, Reading<Queued>> {
-        let started: Vec<ModelName> =
+    async fn read_queues(&mut self, models: &BTreeMap<ModelName, Arc<Entry>>) -> BTreeMap<ModelName, Reading<Queued>> {
+        let mut started: Vec<ModelName> =
             models.iter().filter(|(_, entry)| entry.started).map(|(model, _)| model.clone()).collect();
+        let broker = Arc::clone(&self.broker);
         let read = |model: ModelName| {
-            let broker = Arc::clone(&self.broker);
+            let broker = Arc::clone(&broker);
             async move {
-                let reading = match tokio::time::timeout(READ_WITHIN, broker.depth(&model)).await {
-                    Ok(Ok(lanes)) => queued(&lanes),
-                    Ok(Err(BrokerError::UnknownModel(_))) => {
+                let reading = match broker.depth(&model).await {
+                    Ok(lanes) => queued(&lanes),
+                    Err(BrokerError::UnknownModel(_)) => {
                         Reading::Unknown(format!("its queue is missing: `sluice model start {model}` makes it again"))
                     }
-                    Ok(Err(error)) => Reading::Unknown(error.to_string()),
-                    Err(_) => Reading::Unknown(format!("the broker did not tell within {READ_WITHIN:?}")),
+                    Err(error) => Reading::Unknown(error.to_string()),
                 };
                 (model, reading)
             }
         };
-        stream::iter(started).map(read).buffer_unordered(READ_AT_ONCE).collect().await
+        let count = started.len().max(1);
+        started.rotate_left(self.read_first % count);
+        let reading = stream::iter(started).map(read).buffer_unordered(READ_AT_ONCE);
+        let read: BTreeMap<_, _> = reading.take_until(tokio::time::sleep(READ_WITHIN)).collect().await;
+        self.read_first = (self.read_first + read.len()) % count;
+        read
     }
 
     async fn answer(&self, signal: Signal, topic: &str, brain: &mut Brain) {

@@ -272,3 +272,43 @@ fn what_is_wrong_with_a_question_is_said() {
     };
     assert!(refused(world.brain.acquire(&request, &world.fleet, 0, world.now)).contains("1 could be lent"));
 }
+
+#[test]
+fn a_slot_that_wants_more_than_a_host_has_takes_a_whole_host() {
+    let mut world = World::new(&[("a", 2), ("b", 2)], Vec::new());
+    world.deploy("m", "min_slots = 2\n[resources]\nthreads = 64");
+    world.rounds(3);
+    assert_eq!(world.slots("m"), "a: 1, b: 1", "{:?}", world.explain("m"));
+}
+
+#[test]
+fn a_paused_model_has_its_slots_again_when_its_host_is_back() {
+    let mut world = World::new(&[("a", 4)], Vec::new());
+    world.deploy("m", "min_slots = 2");
+    world.rounds(3);
+    world.deploy("m", "min_slots = 2\npaused = true");
+    world.hosts.clear();
+    world.rounds(20);
+    assert_eq!(world.slots("m"), "");
+    world.hosts.insert("a".into(), 4);
+    world.rounds(3);
+    assert_eq!(world.slots("m"), "a: 2");
+}
+
+#[test]
+fn two_leases_between_rounds_cannot_both_have_the_last_of_a_share() {
+    let mut world = World::new(&[("a", 2), ("b", 2)], Vec::new());
+    world.deploy("m", "min_slots = 2");
+    world.rounds(3);
+    let request = |id: &str| LeaseRequest {
+        id: id.into(),
+        devices: 1,
+        host: None,
+        kind: None,
+        group: "research".into(),
+        holder: String::new(),
+        until: None,
+    };
+    assert!(matches!(world.brain.acquire(&request("one"), &world.fleet, 0, world.now), Answer::Lease(_)));
+    assert!(matches!(world.brain.acquire(&request("two"), &world.fleet, 0, world.now), Answer::Refused(_)));
+}

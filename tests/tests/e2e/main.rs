@@ -55,6 +55,7 @@ on_each_broker! {
     scaling:
         from_no_slots_to_an_answer_and_back_to_none,
         a_burst_spreads_over_hosts_and_ends_there,
+        a_number_that_changes_while_a_model_loads_is_taken_up,
         slots_of_a_host_that_dies_go_elsewhere,
         a_standby_takes_over_from_a_leader_that_is_killed,
         a_leader_that_slept_changes_nothing_when_it_wakes,

@@ -147,6 +147,37 @@ pub async fn a_burst_spreads_over_hosts_and_ends_there(kind: Kind) -> Result<()>
     Ok(())
 }
 
+pub async fn a_number_that_changes_while_a_model_loads_is_taken_up(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
+    let mut scaler = stack.scaler("")?;
+    scaler.wait_for_line("leading", SOON)?;
+    let host = stack.host(4)?;
+    // Its warm-up takes seconds.
+    deploy(&stack, 4000, &QUICK.replace("max_slots = 6", "min_slots = 1\nmax_slots = 6"))?;
+    let loading = |stack: &Stack| -> Result<bool> {
+        let rows = json(stack, &["slots", "m", "--json"])?;
+        Ok(rows.as_array().into_iter().flatten().any(|row| row["slots_of"]["state"] == "loading"))
+    };
+    let deadline = Instant::now() + SOON;
+    while !loading(&stack)? {
+        ensure!(Instant::now() < deadline, "it does not load");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let set = stack.cli(&["scale", "set", "m", "--min", "3"])?;
+    ensure!(set.status.success(), "{}", String::from_utf8_lossy(&set.stderr));
+    until(&stack, "third slot", |slots| total(slots) == 3)?;
+    // Not only said: there.
+    let deadline = Instant::now() + SOON;
+    loop {
+        let there = host.metric("sluice_slots", &["idle"])? + host.metric("sluice_slots", &["busy"])?;
+        if there == 3.0 {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{there} slots are there\n{}", host.process.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 pub async fn slots_of_a_host_that_dies_go_elsewhere(kind: Kind) -> Result<()> {
     let mut stack = Stack::start(kind)?;
     let mut scaler = stack.scaler("")?;
@@ -301,7 +332,7 @@ pub async fn devices_are_lent_for_a_command_and_reclaimed(kind: Kind) -> Result<
     let mut lease = xtask::process::Service::start("lease-2", &mut command, stack.folder())?;
     lease.wait_for_line("begun", SOON)?;
     let mut load = Load::new(&stack).await?;
-    load.send(400).await?;
+    load.send(2000).await?;
     lease.wait_for_line("the lease ends in", SOON)?;
     ensure!(lease.wait(SOON)?.code() == Some(128 + libc::SIGTERM));
     until(&stack, "slots on both", |slots| slots.len() == 2 && total(slots) == 4)?;
