@@ -1,5 +1,7 @@
 //! The command line, as `--help` teaches it.
 
+mod fleet;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use sluice_core::{Lane, ModelName};
 
 use crate::model::Model;
+pub use fleet::{Acquire, Dev, Hosts, HostsCommand, Lease, LeaseCommand, Scale, ScaleCommand, Slots};
 
 /// Sends requests to models behind a message queue, one by one or by the file, and deploys the models.
 ///
@@ -269,205 +272,6 @@ pub enum DeadCommand {
         /// Its number in the list, or the request's id; the newest if not given
         which: Option<String>,
     },
-}
-
-/// Run a whole deployment on this machine, in the foreground: a NATS server, a registry in a folder, a host that runs what the scaler says,
-/// and the scaler, with one log. Ctrl-C stops it in order.
-///
-/// Examples:
-///   sluice dev --models models
-///   sluice dev --folder ~/sluice-dev --port 4222
-///   sluice dev --external --broker amqp://127.0.0.1 --models models
-#[derive(Args)]
-#[command(verbatim_doc_comment)]
-pub struct Dev {
-    /// A package, or a folder of packages, to deploy at the start
-    #[arg(long, value_name = "FOLDER")]
-    pub models: Option<PathBuf>,
-    /// Where everything is kept; a temporary folder if not given
-    #[arg(long, value_name = "FOLDER")]
-    pub folder: Option<PathBuf>,
-    /// The NATS server's port; a free one if not given
-    #[arg(long, value_name = "PORT")]
-    pub port: Option<u16>,
-    /// Use the broker of --broker instead of starting one
-    #[arg(long, conflicts_with = "port")]
-    pub external: bool,
-    /// Use this registry instead of a folder of one's own
-    #[arg(long, value_name = "URL")]
-    pub registry: Option<String>,
-}
-
-/// Show hosts: their devices, what runs there, how busy they are. Hosts that follow the scaler can be emptied and filled again.
-#[derive(Args)]
-pub struct Hosts {
-    #[command(subcommand)]
-    pub command: Option<HostsCommand>,
-    /// Show again every second, until Ctrl-C
-    #[arg(short, long)]
-    pub watch: bool,
-    /// Print JSON for machines
-    #[arg(long, global = true)]
-    pub json: bool,
-}
-
-#[derive(Subcommand)]
-pub enum HostsCommand {
-    /// Let a host keep what it has, and give it nothing new
-    Cordon {
-        /// The host
-        host: String,
-    },
-    /// Take everything off a host, and keep it free
-    Drain {
-        /// The host
-        host: String,
-        /// Wait until nothing runs there
-        #[arg(long)]
-        wait: bool,
-        /// How long to wait
-        #[arg(long, default_value = "2m", value_parser = humantime::parse_duration, value_name = "TIME")]
-        wait_time: Duration,
-    },
-    /// Use a host again
-    #[command(visible_alias = "uncordon")]
-    Open {
-        /// The host
-        host: String,
-    },
-}
-
-#[derive(Args)]
-pub struct Slots {
-    /// Only this model
-    pub model: Option<ModelName>,
-    /// Show again every second, until Ctrl-C
-    #[arg(short, long)]
-    pub watch: bool,
-    /// Print JSON for machines
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Tell why a model has the slots that it has, and how many it may have. What is set is a revision of the model's profile, as by
-/// `sluice model profile set MODEL scaling.max_slots=4`, where there is more to set.
-#[derive(Args)]
-pub struct Scale {
-    #[command(subcommand)]
-    pub command: ScaleCommand,
-    /// Where models are kept, as of `sluice model`
-    #[arg(long, global = true, env = "SLUICE_REGISTRY", value_name = "URL", hide_env_values = true)]
-    pub registry: Option<String>,
-    /// Print JSON for machines
-    #[arg(long, global = true)]
-    pub json: bool,
-}
-
-#[derive(Subcommand)]
-pub enum ScaleCommand {
-    /// Tell why a model has as many slots as it has, with the numbers, and its last changes
-    Explain {
-        /// The model
-        model: ModelName,
-        /// Tell again every second, until Ctrl-C
-        #[arg(short, long)]
-        watch: bool,
-    },
-    /// Set how many slots a model may have
-    Set {
-        /// The model
-        model: ModelName,
-        /// Never fewer
-        #[arg(long, value_name = "SLOTS", required_unless_present = "max")]
-        min: Option<usize>,
-        /// Never more
-        #[arg(long, value_name = "SLOTS")]
-        max: Option<usize>,
-    },
-    /// Leave a model's slots as they are, whatever waits
-    Pause {
-        /// The model
-        model: ModelName,
-    },
-    /// Scale a model again
-    Resume {
-        /// The model
-        model: ModelName,
-    },
-}
-
-/// Lend devices to other work, such as training, and give them back when it ends.
-///
-/// The scaler drains the slots there and keeps the devices free. If others come to need them and the group has no share left for them,
-/// it says so, and takes them 30 s later: a command that runs under the lease gets SIGTERM at once.
-///
-/// Examples:
-///   sluice lease acquire --devices 1 --wait -- python train.py
-///   sluice lease acquire --devices 2 --host gpu-7 --group research --for 2h
-#[derive(Args)]
-#[command(verbatim_doc_comment)]
-pub struct Lease {
-    #[command(subcommand)]
-    pub command: LeaseCommand,
-    /// Print JSON for machines
-    #[arg(long, global = true)]
-    pub json: bool,
-}
-
-#[derive(Subcommand)]
-pub enum LeaseCommand {
-    /// Get devices and hold them: while a command runs, or until Ctrl-C
-    Acquire(Acquire),
-    /// List what is lent
-    List,
-    /// End a lease that another holds
-    Release {
-        /// Its name
-        id: String,
-    },
-}
-
-#[derive(Args)]
-pub struct Acquire {
-    /// How many devices: GPUs, or where there are none, the processors of so many hosts
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10000), value_name = "N")]
-    pub devices: u32,
-    /// Only of this host
-    #[arg(long, value_name = "HOST")]
-    pub host: Option<String>,
-    /// What kind of device, whatever there is
-    #[arg(long, value_enum)]
-    pub kind: Option<Kind>,
-    /// Whose share it counts to
-    #[arg(long, default_value = "default", value_name = "GROUP")]
-    pub group: String,
-    /// When it ends by itself, such as 2h
-    #[arg(long = "for", value_parser = humantime::parse_duration, value_name = "TIME")]
-    pub time: Option<Duration>,
-    /// Wait until devices can be lent
-    #[arg(long)]
-    pub wait: bool,
-    /// The lease's name
-    #[arg(long, value_name = "NAME")]
-    pub name: Option<String>,
-    /// A command to run under the lease
-    #[arg(last = true, value_name = "COMMAND")]
-    pub command: Vec<String>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Kind {
-    Cpu,
-    Cuda,
-}
-
-impl Kind {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Kind::Cpu => "cpu",
-            Kind::Cuda => "cuda",
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 //! A round of decisions: what each model needs, what its group's share allows, and where that goes. No sockets: what it looks at is
 //! handed in, what follows is handed out.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod answers;
+mod mind;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,24 +14,22 @@ use sluice_core::broker::Reading;
 use sluice_core::clock::UnixMs;
 use sluice_core::manifest::{DeviceKind, WhileStopped};
 use sluice_core::report::ModelReport;
-use sluice_core::scaler::{Answer, Changed, Explanation, LeaseRequest, LeaseState};
+use sluice_core::scaler::Changed;
 
-use crate::arrivals::Arrivals;
 use crate::assign::Wanted;
 use crate::catalog::Entry;
-use crate::decide::{Demand, History, Lag, decide};
-use crate::fleet::{Fleet, Measured};
+use crate::decide::Demand;
+use crate::fleet::Fleet;
 use crate::lease::{GRACE, Leases};
 use crate::place::{Place, Placement, Unplaced, Want, place};
 use crate::share::{Claim, Group, share};
+use mind::Mind;
 
 /// A model's last changes that are kept.
 const CHANGES: usize = 20;
 /// The pause before a host that failed to load a model may try again; it doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-/// Until the first was measured.
-const USUAL_COLD_START: Duration = Duration::from_secs(1);
 
 /// What is in a model's queue.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,32 +68,6 @@ pub struct Brain {
     leases: Leases,
     /// Units of each kind of device, and what wants them, as of the last round.
     claims: BTreeMap<bool, (usize, Vec<Claim>)>,
-}
-
-/// What is remembered of a model.
-#[derive(Debug, Default)]
-struct Mind {
-    history: History,
-    arrivals: Arrivals,
-    row_time: Option<Duration>,
-    rows_per_request: Option<f64>,
-    cold_start: Option<Duration>,
-    /// Since when it has wanted something and had nothing.
-    waiting_since: Option<Duration>,
-    wanted: usize,
-    granted: usize,
-    serving: usize,
-    /// Of these, what hosts run by their own configuration.
-    listed: usize,
-    revision: u64,
-    reason: String,
-    trouble: Option<String>,
-    /// However much others gave back, it would not fit.
-    fits_nowhere: bool,
-    /// A trouble is logged once.
-    told: Option<String>,
-    changes: VecDeque<Changed>,
-    demand: Option<Demand>,
 }
 
 #[derive(Debug)]
@@ -358,142 +333,8 @@ impl Brain {
         wanted
     }
 
-    /// Why a model has what it has.
-    pub fn explain(&self, model: &ModelName) -> Answer {
-        let Some(mind) = self.minds.get(model) else {
-            return Answer::Refused(format!("model `{model}` is not deployed, as far as the scaler knows"));
-        };
-        let places = self.placement.get(model).into_iter().flatten();
-        let mut hosts: BTreeMap<String, usize> = BTreeMap::new();
-        for ((host, _), slots) in places {
-            *hosts.entry(host.clone()).or_default() += slots;
-        }
-        Answer::Explained(Explanation {
-            model: model.clone(),
-            revision: mind.revision,
-            wanted: mind.wanted,
-            granted: mind.granted,
-            placed: hosts.values().sum(),
-            serving: mind.serving,
-            reason: mind.reason.clone(),
-            trouble: mind.trouble.clone(),
-            hosts: hosts.into_iter().collect(),
-            changes: mind.changes.iter().cloned().collect(),
-        })
-    }
-
     fn gate(&self, host: &str) -> Gate {
         self.gates.get(host).copied().unwrap_or_default()
-    }
-
-    /// Lets a host have less, or all again.
-    pub fn set_gate(&mut self, host: &str, gate: Gate, fleet: &Fleet, now: Duration) -> Answer {
-        match fleet.host(host, now) {
-            None => {
-                return Answer::Refused(format!("there is no host `{host}` that reports: `sluice hosts` lists them"));
-            }
-            Some(report) if report.assignment.is_none() => {
-                return Answer::Refused(format!(
-                    "host `{host}` runs what its own configuration lists: stop its worker instead"
-                ));
-            }
-            Some(_) => _ = self.gates.insert(host.to_owned(), gate),
-        }
-        Answer::Done
-    }
-
-    /// Lends devices, if that leaves everybody else their share.
-    pub fn acquire(&mut self, request: &LeaseRequest, fleet: &Fleet, clock: UnixMs, now: Duration) -> Answer {
-        if self.leases.get(&request.id).is_some() {
-            return self.renew(&request.id, fleet, now);
-        }
-        let lent = self.leases.places();
-        let hosts = fleet.alive(now).filter(|report| {
-            report.assignment.is_some()
-                && !report.draining
-                && self.gate(&report.host) == Gate::Open
-                && request.host.as_ref().is_none_or(|host| *host == report.host)
-        });
-        let devices: Vec<(Place, usize)> = hosts
-            .flat_map(|report| {
-                report.devices.iter().map(|device| ((report.host.clone(), device.name.clone()), device.capacity))
-            })
-            .collect();
-        let is_gpu = |place: &Place| place.1.starts_with("cuda");
-        let gpus = match request.kind.as_deref() {
-            Some(kind) => kind == "cuda",
-            None => devices.iter().any(|(place, _)| is_gpu(place)),
-        };
-        let mut devices: Vec<(Place, usize)> =
-            devices.into_iter().filter(|(place, _)| is_gpu(place) == gpus && !lent.contains(place)).collect();
-        if devices.len() < request.devices {
-            let what = if gpus { "GPUs" } else { "hosts' processors" };
-            let wanted = request.devices;
-            return Answer::Refused(format!("{wanted} {what} are wanted, and {} could be lent", devices.len()));
-        }
-        // The least disturbed first.
-        let running = |place: &Place| -> usize { self.placement.values().filter_map(|places| places.get(place)).sum() };
-        devices.sort_by_key(|(place, _)| (running(place), place.clone()));
-        devices.truncate(request.devices);
-        let units = devices.iter().map(|(_, units)| units).sum();
-        let (capacity, mut claims) = self.claims.get(&gpus).cloned().unwrap_or_default();
-        claims.push(lease_claim(&request.group, units, false));
-        let granted = share(capacity, &self.groups, &claims);
-        if granted.last().is_none_or(|granted| *granted < units) {
-            return Answer::Refused(format!(
-                "{units} units are wanted for group `{}`, and what others need leaves it {} of {capacity}",
-                request.group,
-                granted.last().copied().unwrap_or(0)
-            ));
-        }
-        // Whoever asks before the next round finds that much less.
-        self.claims.insert(gpus, (capacity, claims));
-        self.leases.lend(request, devices.into_iter().map(|(place, _)| place).collect(), clock, now);
-        self.renew(&request.id, fleet, now)
-    }
-
-    /// Whether there is such a lease.
-    pub fn knows_lease(&self, id: &str) -> bool {
-        self.leases.get(id).is_some()
-    }
-
-    /// How a lease stands; its holder is alive.
-    pub fn renew(&mut self, id: &str, fleet: &Fleet, now: Duration) -> Answer {
-        match self.leases.renew(id, now).is_some() {
-            true => Answer::Lease(self.state(id, fleet, now)),
-            false => Answer::Refused(format!("lease `{id}` has ended")),
-        }
-    }
-
-    /// A lease is not needed any more.
-    pub fn release(&mut self, id: &str) -> Answer {
-        self.leases.release(id);
-        Answer::Done
-    }
-
-    /// All leases.
-    pub fn leases(&self, fleet: &Fleet, now: Duration) -> Answer {
-        Answer::Leases(self.leases.iter().map(|(id, _)| self.state(id, fleet, now)).collect())
-    }
-
-    fn state(&self, id: &str, fleet: &Fleet, now: Duration) -> LeaseState {
-        let held = self.leases.get(id);
-        let devices: Vec<(String, _)> = held
-            .into_iter()
-            .flat_map(|held| &held.devices)
-            .map(|((host, _), lease)| (host.clone(), lease.clone()))
-            .collect();
-        let free = devices.iter().all(|(host, lease)| {
-            // One that is silent may be cut off, and still run what it had.
-            fleet.host(host, now).is_some_and(|report| {
-                let told = report.assignment.as_ref().is_some_and(|assignment| assignment.leases.contains(lease));
-                told && report.models.iter().all(|model| model.device != lease.device)
-            })
-        });
-        let ending = held.and_then(|held| held.ending.clone());
-        let ending =
-            ending.map(|(at, why)| (at.saturating_sub(now).as_millis() as UnixMs + sluice_core::clock::unix_ms(), why));
-        LeaseState { id: id.to_owned(), devices, free, ending }
     }
 
     /// How every model stands, for metrics and records.
@@ -538,62 +379,6 @@ fn units(entry: &Entry) -> usize {
 fn lease_claim(group: &str, units: usize, has: bool) -> Claim {
     let has = if has { units } else { 0 };
     Claim { group: group.to_owned(), priority: -1, wants: units, has, units: 1, waited: Duration::ZERO }
-}
-
-impl Mind {
-    /// How many slots a model needs.
-    fn want(&mut self, seen: &Seen, model: &ModelName, entry: &Entry, measured: Measured, placed: usize) {
-        self.trouble = None;
-        self.serving = measured.serving;
-        self.listed = measured.listed;
-        self.revision = entry.revision;
-        self.row_time =
-            measured.row_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).or(self.row_time);
-        self.rows_per_request = measured.rows_per_request.or(self.rows_per_request);
-        self.cold_start = measured.cold_start.or(self.cold_start);
-        if !entry.started {
-            (self.wanted, self.granted) = (0, 0);
-            self.history = History::default();
-            self.arrivals.forget();
-            self.reason = "it is stopped".into();
-            self.demand = None;
-            return;
-        }
-        let rows = self.rows_per_request.unwrap_or(1.0);
-        let queue =
-            seen.queues.get(model).cloned().unwrap_or(Reading::Unknown("the broker did not tell in time".into()));
-        let (lag, arrivals) = match queue {
-            Reading::Known(queued) => {
-                let in_flight = queued.in_flight.unwrap_or(measured.held);
-                let in_rows = |requests: u64| (requests as f64 * rows).ceil() as u64;
-                let lag = Lag { waiting: in_rows(queued.ready), in_flight: in_rows(in_flight) };
-                let backlog = (lag.waiting + lag.in_flight) as f64;
-                (Reading::Known(lag), self.arrivals.note(backlog, seen.fleet.done(model), seen.now))
-            }
-            Reading::Unknown(reason) => {
-                self.arrivals.forget();
-                self.trouble = Some(format!("how much waits is unknown: {reason}"));
-                (Reading::Unknown(reason), 0.0)
-            }
-        };
-        let holds = entry.manifest.scaling.paused || matches!(lag, Reading::Unknown(_));
-        let demand = Demand {
-            scaling: entry.manifest.scaling.clone(),
-            lag,
-            arrivals,
-            row_time: self.row_time,
-            cold_start: self.cold_start.unwrap_or(USUAL_COLD_START),
-            // What cannot be decided holds what was wanted, though a host that had it may be gone for the moment.
-            slots: match holds {
-                true => self.wanted.max(placed + measured.listed),
-                false => placed + measured.listed,
-            },
-        };
-        let decision = decide(&demand, &mut self.history, seen.now);
-        self.wanted = decision.slots;
-        self.reason = decision.reason;
-        self.demand = Some(demand);
-    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use sluice_scaler::config::Config;
 use sluice_scaler::record;
-use sluice_service::{config, shutdown, telemetry};
+use sluice_service::config::Choice;
+use sluice_service::{shutdown, telemetry};
 
 /// Watches how far each model's queue lags, and tells hosts how many slots of which model to run, down to none.
 ///
@@ -19,18 +20,11 @@ use sluice_service::{config, shutdown, telemetry};
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
-    /// The configuration file
-    #[arg(short, long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    config: Choice,
     /// Append what every decision rests on to a file, as JSON Lines
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
-    /// Only check the configuration
-    #[arg(long)]
-    check_config: bool,
-    /// Show the configuration as it is used, with secrets masked
-    #[arg(long)]
-    print_config: bool,
 }
 
 #[derive(Subcommand)]
@@ -61,14 +55,7 @@ fn main() -> Result<()> {
     if let Some(Command::Replay(options)) = arguments.command {
         return options.run();
     }
-    let config: Config = config::load(arguments.config.as_deref())?;
-    config.check()?;
-    if arguments.print_config {
-        print!("{}", config::show(&config));
-    }
-    if arguments.check_config || arguments.print_config {
-        return Ok(());
-    }
+    let Some(config) = arguments.config.load(Config::check)? else { return Ok(()) };
     telemetry::start(&config.scaler.log, config.scaler.log_format)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async { sluice_scaler::run(config, arguments.record, shutdown::on_signal()?, |_| ()).await })

@@ -1,7 +1,7 @@
 //! Configuration: environment `SLUICE_SECTION__KEY` over the file over defaults. Unknown keys are refused, and all
 //! of them are reported at once with their paths.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use config::{Config, Environment, File, FileFormat};
 use serde::Serialize;
@@ -22,6 +22,35 @@ impl ConfigError {
     /// Faults found by a later check, each with its key's path.
     pub fn new(source_name: impl Into<String>, faults: Vec<String>) -> Self {
         Self { source_name: source_name.into(), faults }
+    }
+}
+
+/// How a binary is told its configuration.
+#[derive(clap::Args)]
+pub struct Choice {
+    /// The configuration file
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Only check the configuration
+    #[arg(long)]
+    check_config: bool,
+    /// Show the configuration as it is used, with secrets masked
+    #[arg(long)]
+    print_config: bool,
+}
+
+impl Choice {
+    /// Reads and checks it; `None` if that was all that was asked for.
+    pub fn load<T>(&self, check: impl FnOnce(&T) -> Result<(), ConfigError>) -> Result<Option<T>, ConfigError>
+    where
+        T: DeserializeOwned + Serialize,
+    {
+        let config = load(self.config.as_deref())?;
+        check(&config)?;
+        if self.print_config {
+            print!("{}", show(&config));
+        }
+        Ok((!self.check_config && !self.print_config).then_some(config))
     }
 }
 

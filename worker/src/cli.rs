@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use comfy_table::{CellAlignment, Table, presets};
+use sluice_service::config::Choice;
 use sluice_worker::{check, engine};
 
 /// Serves models from a queue: pulls requests, batches them, runs them through libtorch, answers, and only then
 /// acknowledges.
 ///
+/// Without `[[worker.slots]]` it runs what `sluice-scaler` says; with them, what they list.
 /// The configuration is a TOML file; SLUICE_WORKER__HOST=a or SLUICE_BROKER__URL=... in the environment go over it.
 /// SIGTERM drains: no new requests, running batches end, the rest is given back. A second signal ends at once.
 /// Exit code 70: the process was of no more use (a hung model, a broken GPU context); start it again.
@@ -18,15 +20,8 @@ use sluice_worker::{check, engine};
 pub struct Arguments {
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// The configuration file
-    #[arg(short, long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// Only check the configuration
-    #[arg(long)]
-    pub check_config: bool,
-    /// Show the configuration as it is used, with secrets masked
-    #[arg(long)]
-    pub print_config: bool,
+    #[command(flatten)]
+    pub config: Choice,
 }
 
 #[derive(Subcommand)]

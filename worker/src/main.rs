@@ -4,7 +4,7 @@ mod cli;
 
 use anyhow::Result;
 use clap::Parser;
-use sluice_service::{config, shutdown, telemetry};
+use sluice_service::{shutdown, telemetry};
 use sluice_worker::config::Config;
 use sluice_worker::{Exit, engine};
 
@@ -19,14 +19,7 @@ fn main() -> Result<()> {
     if let Some(Command::Check(options)) = arguments.command {
         return options.run();
     }
-    let config: Config = config::load(arguments.config.as_deref())?;
-    config.check()?;
-    if arguments.print_config {
-        print!("{}", config::show(&config));
-    }
-    if arguments.check_config || arguments.print_config {
-        return Ok(());
-    }
+    let Some(config) = arguments.config.load(Config::check)? else { return Ok(()) };
     telemetry::start(&config.worker.log, config.worker.log_format)?;
     engine::prepare_process(config.worker.jit_profiling);
     // One thread moves messages; models run on slots' threads. More would only take cores from them.

@@ -2,7 +2,8 @@
 
 use sluice_core::assignment::Assignment;
 use sluice_core::manifest::Manifest;
-use sluice_core::report::{DeviceReport, Measured, ModelReport, Report, State};
+use sluice_core::report::{DeviceReport, Measured, Report, State};
+use sluice_core::scaler::{Answer, Explanation, LeaseRequest};
 
 use super::*;
 

@@ -1,0 +1,150 @@
+//! What the scaler that leads answers: reasons, gates of hosts, and leases.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sluice_core::ModelName;
+use sluice_core::assignment::Gate;
+use sluice_core::clock::UnixMs;
+use sluice_core::scaler::{Answer, Explanation, LeaseRequest, LeaseState};
+
+use super::{Brain, lease_claim};
+use crate::fleet::Fleet;
+use crate::place::Place;
+use crate::share::share;
+
+impl Brain {
+    /// Why a model has what it has.
+    pub fn explain(&self, model: &ModelName) -> Answer {
+        let Some(mind) = self.minds.get(model) else {
+            return Answer::Refused(format!("model `{model}` is not deployed, as far as the scaler knows"));
+        };
+        let places = self.placement.get(model).into_iter().flatten();
+        let mut hosts: BTreeMap<String, usize> = BTreeMap::new();
+        for ((host, _), slots) in places {
+            *hosts.entry(host.clone()).or_default() += slots;
+        }
+        Answer::Explained(Explanation {
+            model: model.clone(),
+            revision: mind.revision,
+            wanted: mind.wanted,
+            granted: mind.granted,
+            placed: hosts.values().sum(),
+            serving: mind.serving,
+            reason: mind.reason.clone(),
+            trouble: mind.trouble.clone(),
+            hosts: hosts.into_iter().collect(),
+            changes: mind.changes.iter().cloned().collect(),
+        })
+    }
+
+    /// Lets a host have less, or all again.
+    pub fn set_gate(&mut self, host: &str, gate: Gate, fleet: &Fleet, now: Duration) -> Answer {
+        match fleet.host(host, now) {
+            None => {
+                return Answer::Refused(format!("there is no host `{host}` that reports: `sluice hosts` lists them"));
+            }
+            Some(report) if report.assignment.is_none() => {
+                return Answer::Refused(format!(
+                    "host `{host}` runs what its own configuration lists: stop its worker instead"
+                ));
+            }
+            Some(_) => _ = self.gates.insert(host.to_owned(), gate),
+        }
+        Answer::Done
+    }
+
+    /// Lends devices, if that leaves everybody else their share.
+    pub fn acquire(&mut self, request: &LeaseRequest, fleet: &Fleet, clock: UnixMs, now: Duration) -> Answer {
+        if self.leases.get(&request.id).is_some() {
+            return self.renew(&request.id, fleet, now);
+        }
+        let lent = self.leases.places();
+        let hosts = fleet.alive(now).filter(|report| {
+            report.assignment.is_some()
+                && !report.draining
+                && self.gate(&report.host) == Gate::Open
+                && request.host.as_ref().is_none_or(|host| *host == report.host)
+        });
+        let devices: Vec<(Place, usize)> = hosts
+            .flat_map(|report| {
+                report.devices.iter().map(|device| ((report.host.clone(), device.name.clone()), device.capacity))
+            })
+            .collect();
+        let is_gpu = |place: &Place| place.1.starts_with("cuda");
+        let gpus = match request.kind.as_deref() {
+            Some(kind) => kind == "cuda",
+            None => devices.iter().any(|(place, _)| is_gpu(place)),
+        };
+        let mut devices: Vec<(Place, usize)> =
+            devices.into_iter().filter(|(place, _)| is_gpu(place) == gpus && !lent.contains(place)).collect();
+        if devices.len() < request.devices {
+            let what = if gpus { "GPUs" } else { "hosts' processors" };
+            let wanted = request.devices;
+            return Answer::Refused(format!("{wanted} {what} are wanted, and {} could be lent", devices.len()));
+        }
+        // The least disturbed first.
+        let running = |place: &Place| -> usize { self.placement.values().filter_map(|places| places.get(place)).sum() };
+        devices.sort_by_key(|(place, _)| (running(place), place.clone()));
+        devices.truncate(request.devices);
+        let units = devices.iter().map(|(_, units)| units).sum();
+        let (capacity, mut claims) = self.claims.get(&gpus).cloned().unwrap_or_default();
+        claims.push(lease_claim(&request.group, units, false));
+        let granted = share(capacity, &self.groups, &claims);
+        if granted.last().is_none_or(|granted| *granted < units) {
+            return Answer::Refused(format!(
+                "{units} units are wanted for group `{}`, and what others need leaves it {} of {capacity}",
+                request.group,
+                granted.last().copied().unwrap_or(0)
+            ));
+        }
+        // Whoever asks before the next round finds that much less.
+        self.claims.insert(gpus, (capacity, claims));
+        self.leases.lend(request, devices.into_iter().map(|(place, _)| place).collect(), clock, now);
+        self.renew(&request.id, fleet, now)
+    }
+
+    /// Whether there is such a lease.
+    pub fn knows_lease(&self, id: &str) -> bool {
+        self.leases.get(id).is_some()
+    }
+
+    /// How a lease stands; its holder is alive.
+    pub fn renew(&mut self, id: &str, fleet: &Fleet, now: Duration) -> Answer {
+        match self.leases.renew(id, now).is_some() {
+            true => Answer::Lease(self.state(id, fleet, now)),
+            false => Answer::Refused(format!("lease `{id}` has ended")),
+        }
+    }
+
+    /// A lease is not needed any more.
+    pub fn release(&mut self, id: &str) -> Answer {
+        self.leases.release(id);
+        Answer::Done
+    }
+
+    /// All leases.
+    pub fn leases(&self, fleet: &Fleet, now: Duration) -> Answer {
+        Answer::Leases(self.leases.iter().map(|(id, _)| self.state(id, fleet, now)).collect())
+    }
+
+    fn state(&self, id: &str, fleet: &Fleet, now: Duration) -> LeaseState {
+        let held = self.leases.get(id);
+        let devices: Vec<(String, _)> = held
+            .into_iter()
+            .flat_map(|held| &held.devices)
+            .map(|((host, _), lease)| (host.clone(), lease.clone()))
+            .collect();
+        let free = devices.iter().all(|(host, lease)| {
+            // One that is silent may be cut off, and still run what it had.
+            fleet.host(host, now).is_some_and(|report| {
+                let told = report.assignment.as_ref().is_some_and(|assignment| assignment.leases.contains(lease));
+                told && report.models.iter().all(|model| model.device != lease.device)
+            })
+        });
+        let ending = held.and_then(|held| held.ending.clone());
+        let ending =
+            ending.map(|(at, why)| (at.saturating_sub(now).as_millis() as UnixMs + sluice_core::clock::unix_ms(), why));
+        LeaseState { id: id.to_owned(), devices, free, ending }
+    }
+}

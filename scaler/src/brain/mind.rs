@@ -1,0 +1,99 @@
+//! What is remembered of one model from round to round, and how many slots it needs.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use sluice_core::ModelName;
+use sluice_core::broker::Reading;
+use sluice_core::scaler::Changed;
+
+use super::Seen;
+use crate::arrivals::Arrivals;
+use crate::catalog::Entry;
+use crate::decide::{Demand, History, Lag, decide};
+use crate::fleet::Measured;
+
+/// Until the first was measured.
+const USUAL_COLD_START: Duration = Duration::from_secs(1);
+
+/// What is remembered of a model.
+#[derive(Debug, Default)]
+pub(super) struct Mind {
+    pub(super) history: History,
+    pub(super) arrivals: Arrivals,
+    pub(super) row_time: Option<Duration>,
+    pub(super) rows_per_request: Option<f64>,
+    pub(super) cold_start: Option<Duration>,
+    /// Since when it has wanted something and had nothing.
+    pub(super) waiting_since: Option<Duration>,
+    pub(super) wanted: usize,
+    pub(super) granted: usize,
+    pub(super) serving: usize,
+    /// Of these, what hosts run by their own configuration.
+    pub(super) listed: usize,
+    pub(super) revision: u64,
+    pub(super) reason: String,
+    pub(super) trouble: Option<String>,
+    /// However much others gave back, it would not fit.
+    pub(super) fits_nowhere: bool,
+    /// A trouble is logged once.
+    pub(super) told: Option<String>,
+    pub(super) changes: VecDeque<Changed>,
+    pub(super) demand: Option<Demand>,
+}
+
+impl Mind {
+    /// How many slots a model needs.
+    pub(super) fn want(&mut self, seen: &Seen, model: &ModelName, entry: &Entry, measured: Measured, placed: usize) {
+        self.trouble = None;
+        self.serving = measured.serving;
+        self.listed = measured.listed;
+        self.revision = entry.revision;
+        self.row_time =
+            measured.row_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).or(self.row_time);
+        self.rows_per_request = measured.rows_per_request.or(self.rows_per_request);
+        self.cold_start = measured.cold_start.or(self.cold_start);
+        if !entry.started {
+            (self.wanted, self.granted) = (0, 0);
+            self.history = History::default();
+            self.arrivals.forget();
+            self.reason = "it is stopped".into();
+            self.demand = None;
+            return;
+        }
+        let rows = self.rows_per_request.unwrap_or(1.0);
+        let queue =
+            seen.queues.get(model).cloned().unwrap_or(Reading::Unknown("the broker did not tell in time".into()));
+        let (lag, arrivals) = match queue {
+            Reading::Known(queued) => {
+                let in_flight = queued.in_flight.unwrap_or(measured.held);
+                let in_rows = |requests: u64| (requests as f64 * rows).ceil() as u64;
+                let lag = Lag { waiting: in_rows(queued.ready), in_flight: in_rows(in_flight) };
+                let backlog = (lag.waiting + lag.in_flight) as f64;
+                (Reading::Known(lag), self.arrivals.note(backlog, seen.fleet.done(model), seen.now))
+            }
+            Reading::Unknown(reason) => {
+                self.arrivals.forget();
+                self.trouble = Some(format!("how much waits is unknown: {reason}"));
+                (Reading::Unknown(reason), 0.0)
+            }
+        };
+        let holds = entry.manifest.scaling.paused || matches!(lag, Reading::Unknown(_));
+        let demand = Demand {
+            scaling: entry.manifest.scaling.clone(),
+            lag,
+            arrivals,
+            row_time: self.row_time,
+            cold_start: self.cold_start.unwrap_or(USUAL_COLD_START),
+            // What cannot be decided holds what was wanted, though a host that had it may be gone for the moment.
+            slots: match holds {
+                true => self.wanted.max(placed + measured.listed),
+                false => placed + measured.listed,
+            },
+        };
+        let decision = decide(&demand, &mut self.history, seen.now);
+        self.wanted = decision.slots;
+        self.reason = decision.reason;
+        self.demand = Some(demand);
+    }
+}
