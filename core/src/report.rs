@@ -1,9 +1,10 @@
 //! What a host runs: said by every worker at each change, every few seconds as its sign of life, and whenever somebody
 //! asks.
 
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use crate::ModelName;
 use crate::assignment::Assignment;

@@ -51,6 +51,10 @@ impl Mind {
         self.revision = entry.revision;
         self.row_time =
             measured.row_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).or(self.row_time);
+        if self.rows_per_request.is_none() && measured.rows_per_request.is_some() {
+            // What waits is counted otherwise from now on; the difference has not arrived.
+            self.arrivals.forget();
+        }
         self.rows_per_request = measured.rows_per_request.or(self.rows_per_request);
         self.cold_start = measured.cold_start.or(self.cold_start);
         if !entry.started {

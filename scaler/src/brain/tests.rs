@@ -19,6 +19,8 @@ struct World {
     /// Hosts on which nothing can be loaded.
     broken: Vec<&'static str>,
     told: BTreeMap<String, Wanted>,
+    /// As hosts measure it.
+    rows_per_request: f64,
 }
 
 fn name(text: &str) -> ModelName {
@@ -36,6 +38,7 @@ impl World {
             hosts: hosts.iter().map(|(host, room)| (host.to_string(), *room)).collect(),
             broken: Vec::new(),
             told: BTreeMap::new(),
+            rows_per_request: 1.0,
         }
     }
 
@@ -65,7 +68,8 @@ impl World {
             let running = |of: &Assigned| {
                 let report =
                     ModelReport::new(of.model.clone(), Some(1), if broken { State::Failed } else { State::Ready });
-                let measured = Measured { row_seconds: 0.1, rows_per_request: 1.0, ..Measured::default() };
+                let measured =
+                    Measured { row_seconds: 0.1, rows_per_request: self.rows_per_request, ..Measured::default() };
                 let (slots, serving) = if broken { (0, None) } else { (of.slots, Some("1".into())) };
                 ModelReport { slots, serving, measured, device: of.device.clone(), ..report }
             };
@@ -312,4 +316,15 @@ fn two_leases_between_rounds_cannot_both_have_the_last_of_a_share() {
     };
     assert!(matches!(world.brain.acquire(&request("one"), &world.fleet, 0, world.now), Answer::Lease(_)));
     assert!(matches!(world.brain.acquire(&request("two"), &world.fleet, 0, world.now), Answer::Refused(_)));
+}
+
+#[test]
+fn finding_out_how_large_requests_are_is_no_arrival() {
+    let mut world = World::new(&[("a", 8)], Vec::new());
+    world.rows_per_request = 16.0;
+    world.deploy("m", "max_slots = 8\ntarget_wait = \"1h\"");
+    // They wait for long; only then does a slot come and tell that each is of 16 rows.
+    world.wait("m", 100);
+    world.rounds(8);
+    assert_eq!(world.slots("m"), "a: 1", "{}", world.explain("m").reason);
 }
