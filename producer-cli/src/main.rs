@@ -42,8 +42,8 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    // The client library reports lost connections by itself; this command reports them its own way.
-    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "error".into());
+    // Client libraries log as errors what this command reports its own way.
+    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "error,lapin=off".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let machine = arguments.command.json();
     match run(arguments) {

@@ -184,6 +184,8 @@ pub async fn what_is_wrong_is_said_at_once_and_by_name(kind: Kind) -> Result<()>
         let text = stderr(&run);
         assert_eq!(run.status.code(), Some(code), "{arguments:?}: {text}");
         assert!(text.contains(expected), "{arguments:?}: {text}");
+        // The client library's own log is nobody's business here.
+        assert!(text.starts_with("error: "), "{arguments:?}: {text}");
     }
     let url = match kind {
         Kind::Nats => "nats://127.0.0.1:1",
