@@ -1,5 +1,6 @@
 //! The broker seam on NATS JetStream. One file per operation; `amqp/` holds files of the same names.
 
+mod acks;
 mod connect;
 mod consume;
 mod dead;
@@ -46,6 +47,7 @@ pub(crate) struct Nats {
     /// Grows at each reconnection: what the server held for the old connection is gone.
     connection: watch::Receiver<u64>,
     denials: Arc<error::Denials>,
+    acks: Arc<acks::Acks>,
     keeper: Arc<keep::Keeper>,
 }
 

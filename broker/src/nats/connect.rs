@@ -12,13 +12,11 @@ use tracing::{debug, info, warn};
 use sluice_core::broker::{BrokerError, Result};
 
 use super::error::{Denials, other};
-use super::{Nats, keep};
+use super::{Nats, acks, keep};
 use crate::{Options, Patience};
 
 /// How long a service waits between two attempts to connect, at first and while reconnecting.
 const RETRY: Duration = Duration::from_millis(500);
-/// Acks that may be awaited at once: above the window of any one producer.
-const MAX_ACKS_AWAITED: usize = 20_000;
 
 pub(crate) async fn connect(options: &Options) -> Result<Nats> {
     let shown_url = options.shown_url();
@@ -43,9 +41,10 @@ pub(crate) async fn connect(options: &Options) -> Result<Nats> {
     if waiting {
         info!(url = %shown_url, "the broker is there");
     }
-    let jetstream = jetstream::context::ContextBuilder::new().max_ack_inflight(MAX_ACKS_AWAITED).build(client.clone());
+    let jetstream = jetstream::new(client.clone());
+    let acks = acks::Acks::start(&client).await?;
     let keeper = keep::Keeper::start(client.clone(), options.hold_time);
-    Ok(Nats { client, jetstream, options: options.clone(), shown_url, connection, denials, keeper })
+    Ok(Nats { client, jetstream, options: options.clone(), shown_url, connection, denials, acks, keeper })
 }
 
 async fn attempt(options: &Options, shown_url: &str, settings: ConnectOptions) -> Result<Client> {
@@ -85,6 +84,8 @@ async fn settings(
     let mut settings = ConnectOptions::new()
         .name(&options.name)
         .connection_timeout(Duration::from_secs(2))
+        // Subjects are made of names that were checked where they entered.
+        .skip_subject_validation(true)
         .reconnect_delay_callback(|attempts| if attempts < 2 { Duration::ZERO } else { RETRY })
         .event_callback(move |event| {
             match &event {

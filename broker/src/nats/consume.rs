@@ -142,8 +142,11 @@ impl Consumer for NatsConsumer {
     }
 
     fn ready(&mut self) -> Option<Delivery> {
-        self.take_in();
         self.choose();
+        if self.chosen.is_none() {
+            self.take_in();
+            self.choose();
+        }
         // A redelivered one takes a look at its waivers.
         let chosen = self.chosen.take_if(|chosen| chosen.ack.delivered == 1)?;
         Some(self.deliver(chosen, 0))

@@ -3,16 +3,14 @@
 use std::collections::VecDeque;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::pull;
-use async_nats::jetstream::context::PublishErrorKind;
-use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
 use futures_util::StreamExt;
 
 use sluice_core::broker::{DeadLetter, Death, Result};
 use sluice_core::{ModelName, envelope};
 
+use super::acks::{Acks, NotStored};
 use super::error::other;
 use super::{Nats, headers, names};
 
@@ -20,7 +18,7 @@ use super::{Nats, headers, names};
 const NOT_KEPT: &str = "Nats-";
 
 pub(super) async fn store(
-    jetstream: &Context,
+    acks: &Acks,
     model: &ModelName,
     original: &HeaderMap,
     body: Bytes,
@@ -39,15 +37,12 @@ pub(super) async fn store(
     // Were we to die before the original is gone, whoever gets it next does not bury it twice.
     headers::put(&mut all, headers::SUBMISSION_ID, name);
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| other("storing a dead letter", error);
-    let publish = async |headers: HeaderMap, body: Bytes| {
-        let message = PublishMessage::build().payload(body).headers(headers);
-        jetstream.send_publish(names::dead_subject(model), message).await?.await
-    };
+    let publish = |headers, body| acks.publish(names::dead_subject(model), headers, body);
     let size = body.len();
     match publish(all.clone(), body).await {
         Ok(_) => Ok(()),
         // What is said of it no longer fits beside it: that is worth more than the body.
-        Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
+        Err(NotStored::TooLarge) => {
             let reason = format!("{} (its body of {size} bytes was too large to be kept)", death.reason);
             headers::put(&mut all, envelope::DEAD_REASON, &reason);
             publish(all, Bytes::new()).await.map(drop).map_err(|error| failed(error.into()))

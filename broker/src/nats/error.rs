@@ -8,12 +8,14 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::context::{
-    CreateStreamError, CreateStreamErrorKind, DeleteStreamError, DeleteStreamErrorKind, PublishError, PublishErrorKind,
+    CreateStreamError, CreateStreamErrorKind, DeleteStreamError, DeleteStreamErrorKind,
 };
 use async_nats::jetstream::{self, ErrorCode};
 
 use sluice_core::ModelName;
 use sluice_core::broker::BrokerError;
+
+use super::acks::NotStored;
 
 /// Any error of the client in the words of the seam.
 pub(super) fn other(what: impl Display, source: impl Into<Box<dyn Error + Send + Sync>>) -> BrokerError {
@@ -61,16 +63,14 @@ impl Denials {
 }
 
 /// What a refused publish to a model's queue means.
-pub(super) fn of_submit(error: PublishError, model: &ModelName, size: usize, max_payload: usize) -> BrokerError {
-    match error.kind() {
-        PublishErrorKind::StreamNotFound => BrokerError::UnknownModel(model.clone()),
-        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => {
-            BrokerError::TimedOut(format!("submitting to model `{model}`"))
-        }
-        PublishErrorKind::MaxPayloadExceeded => {
+pub(super) fn of_submit(error: NotStored, model: &ModelName, size: usize, max_payload: usize) -> BrokerError {
+    match error {
+        NotStored::NoStream => BrokerError::UnknownModel(model.clone()),
+        NotStored::TimedOut => BrokerError::TimedOut(format!("submitting to model `{model}`")),
+        NotStored::TooLarge => {
             BrokerError::TooLarge { size, limit: format!("the broker takes {max_payload} bytes, headers included") }
         }
-        _ => match api_code(&error) {
+        _ => match error.code() {
             Some(ErrorCode::STREAM_STORE_FAILED) => BrokerError::QueueFull(model.clone()),
             Some(ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM) => BrokerError::TooLarge {
                 size,

@@ -12,6 +12,8 @@ use sluice_core::envelope::{self, Envelope};
 
 /// NATS drops a repeated publish with this header within the stream's window.
 pub(super) const SUBMISSION_ID: &str = "Nats-Msg-Id";
+/// NATS stores a publish with this header only if it is the sequence number of the subject's last message.
+pub(super) const EXPECTED_LAST_ON_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence";
 
 pub(super) fn of_envelope(envelope: &Envelope) -> HeaderMap {
     let mut headers = HeaderMap::new();

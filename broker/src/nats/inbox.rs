@@ -41,7 +41,9 @@ impl Inbox {
     }
 
     pub(super) async fn next(&mut self) -> Option<(Mode, Message)> {
+        // Whose is first makes no difference: what has come is all taken in, and handed out by lanes.
         tokio::select! {
+            biased;
             message = self.backlog.next() => message.map(|message| (Mode::Backlog, message)),
             message = self.standing.next() => message.map(|message| (Mode::Standing, message)),
         }

@@ -1,10 +1,9 @@
 //! Answers: to a live caller's inbox, or into the stream of durable results, where the first stands.
 
 use async_nats::Subscriber;
+use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::consumer::{DeliverPolicy, ReplayPolicy};
-use async_nats::jetstream::context::PublishErrorKind;
-use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::DirectGetErrorKind;
 use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt};
@@ -13,6 +12,7 @@ use tracing::{debug, warn};
 use sluice_core::broker::{BrokerError, Replied, Replies, Reply, Result};
 use sluice_core::{JobId, ReplyTo, RequestId};
 
+use super::acks::NotStored;
 use super::error::other;
 use super::{Nats, headers, names, signal};
 
@@ -35,28 +35,21 @@ pub(super) async fn send(nats: &Nats, to: &ReplyTo, reply: &Reply) -> Result<Rep
                 Err(error) => Err(other("answering", error)),
             }
         }
-        ReplyTo::Results(job) => store(nats, job, reply).await,
+        // Boxed: it would make the future of each answer to an inbox several times as large.
+        ReplyTo::Results(job) => Box::pin(store(nats, job, reply)).await,
     }
 }
 
 async fn store(nats: &Nats, job: &JobId, reply: &Reply) -> Result<Replied> {
     let subject = names::result_subject(job, &reply.id);
-    let publish = PublishMessage::build()
-        .payload(reply.body.clone())
-        .headers(headers::of_reply(reply))
-        // "No message under this subject yet": the first result stands.
-        .expected_last_subject_sequence(0);
-    let stored = match nats.jetstream.send_publish(subject.clone(), publish).await {
-        Ok(ack) => ack.await,
-        Err(error) => Err(error),
-    };
-    match stored {
+    let mut all = headers::of_reply(reply);
+    // "No message under this subject yet": the first result stands.
+    headers::put(&mut all, headers::EXPECTED_LAST_ON_SUBJECT, "0");
+    match nats.acks.publish(subject.clone(), all, reply.body.clone()).await {
         Ok(_) => Ok(Replied::Sent),
-        Err(error) => match error.kind() {
-            PublishErrorKind::WrongLastSequence => Ok(Replied::AlreadyStored),
-            PublishErrorKind::MaxPayloadExceeded => Err(too_large(nats, reply)),
-            _ => Err(nats.denials.explain(&subject, other("storing a result", error))),
-        },
+        Err(NotStored::TooLarge) => Err(too_large(nats, reply)),
+        Err(error) if error.code() == Some(ErrorCode::STREAM_WRONG_LAST_SEQUENCE) => Ok(Replied::AlreadyStored),
+        Err(error) => Err(nats.denials.explain(&subject, other("storing a result", error))),
     }
 }
 

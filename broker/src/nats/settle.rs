@@ -17,6 +17,7 @@ use tracing::trace;
 use sluice_core::broker::{BrokerError, Death, Hold, Result, Settlement};
 use sluice_core::{Lane, ModelName};
 
+use super::acks::Acks;
 use super::consume::Unsettled;
 use super::error::other;
 use super::keep::{Keeper, Key};
@@ -54,6 +55,7 @@ impl Ack {
 pub(super) struct Settling {
     client: Client,
     jetstream: Context,
+    acks: Arc<Acks>,
     keeper: Arc<Keeper>,
     model: ModelName,
 }
@@ -63,6 +65,7 @@ impl Settling {
         Self {
             client: nats.client.clone(),
             jetstream: nats.jetstream.clone(),
+            acks: Arc::clone(&nats.acks),
             keeper: Arc::clone(&nats.keeper),
             model: model.clone(),
         }
@@ -126,11 +129,18 @@ impl NatsHold {
         sent.map_err(|error| other("settling a request", error))
     }
 
+    async fn give_back(&self) -> Result<()> {
+        let waived = self.settling.waive(self.ack.sequence, self.waived + 1).await;
+        // Even without the waiver it must go back now; it is then charged one attempt.
+        self.send(AckKind::Nak(None)).await?;
+        waived
+    }
+
     async fn bury(&self, death: &Death) -> Result<()> {
         let settling = &self.settling;
         // The same at each try, and another for a queue that was made anew.
         let name = format!("{}.{}.{}", settling.model, self.ack.sequence, self.ack.published);
-        dead::store(&settling.jetstream, &settling.model, &self.headers, self.body.clone(), death, &name).await?;
+        dead::store(&settling.acks, &settling.model, &self.headers, self.body.clone(), death, &name).await?;
         // Only now may the original go, and its going is confirmed.
         let removal = settling.client.request(self.reply.clone(), AckKind::Term.into());
         match tokio::time::timeout(Duration::from_secs(5), removal).await {
@@ -149,13 +159,9 @@ impl Hold for NatsHold {
         match settlement {
             Settlement::Done => self.send(AckKind::Ack).await,
             Settlement::Retry(after) => self.send(AckKind::Nak(Some(after))).await,
-            Settlement::GiveBack => {
-                let waived = self.settling.waive(self.ack.sequence, self.waived + 1).await;
-                // Even without the waiver it must go back now; it is then charged one attempt.
-                self.send(AckKind::Nak(None)).await?;
-                waived
-            }
-            Settlement::Dead(death) => self.bury(&death).await,
+            // Boxed: what is rare would make the future of each settlement several times as large.
+            Settlement::GiveBack => Box::pin(self.give_back()).await,
+            Settlement::Dead(death) => Box::pin(self.bury(&death)).await,
         }
     }
 }
