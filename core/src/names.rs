@@ -84,7 +84,8 @@ name!(
 impl RequestId {
     /// Stands for an id that has yet to be read.
     pub(crate) fn unset() -> Self {
-        Self("".into())
+        // Shared: unlike `"".into()` it allocates nothing.
+        Self(Arc::default())
     }
 }
 

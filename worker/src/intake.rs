@@ -13,7 +13,7 @@ use sluice_core::{ErrorCode, Failure, Lane, Manifest, ModelName, ReplyTo, Reques
 /// A larger body is decoded on a thread of its own, so that the others do not wait for it.
 const DECODED_INLINE: usize = 16 * 1024;
 
-/// What is needed to end a delivery, whatever became of it.
+/// What is needed to end a delivery, whatever became of it. It changes hands often, so it travels in a box.
 pub struct Ticket {
     /// The id for the reply; absent if the request had none that could be used.
     pub id: Option<RequestId>,
@@ -33,7 +33,7 @@ pub struct Ticket {
 
 /// A request, ready to be batched.
 pub struct Request {
-    pub ticket: Ticket,
+    pub ticket: Box<Ticket>,
     /// In the order of the manifest's inputs.
     pub inputs: Vec<Tensor>,
     /// Outputs wanted, as indices into the manifest's; empty for all.
@@ -47,7 +47,7 @@ pub struct Request {
 
 /// A delivery whose headers were read and whose body was not.
 pub struct Undecoded {
-    pub ticket: Ticket,
+    pub ticket: Box<Ticket>,
     version: Option<String>,
     body: bytes::Bytes,
     fetched: Instant,
@@ -64,14 +64,14 @@ pub enum Rejection {
 }
 
 /// Reads the headers.
-pub fn receive(delivery: Delivery, limits: &Limits, now: UnixMs) -> Result<Undecoded, (Ticket, Rejection)> {
+pub fn receive(delivery: Delivery, limits: &Limits, now: UnixMs) -> Result<Undecoded, (Box<Ticket>, Rejection)> {
     let Delivery { envelope, lane, body, charged, hold, .. } = delivery;
     match envelope {
         Ok(envelope) => {
             let expired = envelope.expired(now);
             let Envelope { id, content_type, reply_to, then, deadline, tenant, source, traceparent, version, .. } =
                 envelope;
-            let ticket = Ticket {
+            let ticket = Box::new(Ticket {
                 id: Some(id),
                 reply_to,
                 then,
@@ -83,7 +83,7 @@ pub fn receive(delivery: Delivery, limits: &Limits, now: UnixMs) -> Result<Undec
                 traceparent,
                 charged,
                 hold,
-            };
+            });
             if expired {
                 return Err((ticket, Rejection::Expired));
             }
@@ -104,7 +104,7 @@ pub fn receive(delivery: Delivery, limits: &Limits, now: UnixMs) -> Result<Undec
         }
         Err(malformed) => {
             let Malformed { id, reply_to, content_type, reason } = *malformed;
-            let ticket = Ticket {
+            let ticket = Box::new(Ticket {
                 id,
                 reply_to,
                 then: Vec::new(),
@@ -116,7 +116,7 @@ pub fn receive(delivery: Delivery, limits: &Limits, now: UnixMs) -> Result<Undec
                 traceparent: None,
                 charged,
                 hold,
-            };
+            });
             Err((ticket, Rejection::Refused(Failure::invalid(reason))))
         }
     }
@@ -129,7 +129,7 @@ impl Undecoded {
     }
 
     /// Decodes the body and checks it against the manifest.
-    pub fn decode(self, manifest: &Manifest, now: UnixMs) -> Result<Request, (Ticket, Rejection)> {
+    pub fn decode(self, manifest: &Manifest, now: UnixMs) -> Result<Request, (Box<Ticket>, Rejection)> {
         let Undecoded { ticket, version, body, fetched } = self;
         if let Some(version) = version
             && version != manifest.version

@@ -47,7 +47,7 @@ struct Undeliverable(Failure);
 
 impl Replier {
     /// Ends a request. What cannot be ended now is left unsettled, and the broker delivers it again.
-    pub async fn conclude(&self, ticket: Ticket, verdict: Verdict) {
+    pub async fn conclude(&self, ticket: Box<Ticket>, verdict: Verdict) {
         let lane = ticket.lane;
         let id = ticket.id.clone();
         let outcome = self.settle(ticket, verdict).await;
@@ -61,13 +61,50 @@ impl Replier {
         }
     }
 
-    async fn settle(&self, ticket: Ticket, verdict: Verdict) -> Result<Outcome, BrokerError> {
+    async fn settle(&self, ticket: Box<Ticket>, verdict: Verdict) -> Result<Outcome, BrokerError> {
+        let late = ticket.deadline.is_some_and(|deadline| deadline <= unix_ms());
         match verdict {
+            Verdict::Answered(body) if ticket.then.is_empty() && !late => self.answer(ticket, body).await,
+            // Boxed: what is rarer would make the future of each answer several times as large.
+            other => Box::pin(self.settle_otherwise(ticket, other, late)).await,
+        }
+    }
+
+    async fn answer(&self, ticket: Box<Ticket>, body: Bytes) -> Result<Outcome, BrokerError> {
+        let sent = self.send(&ticket, None, body).await?;
+        self.sent(ticket, sent, Outcome::Ok).await
+    }
+
+    /// Settles what was answered or sent on.
+    async fn sent(
+        &self,
+        ticket: Box<Ticket>,
+        sent: Result<(), Undeliverable>,
+        outcome: Outcome,
+    ) -> Result<Outcome, BrokerError> {
+        match sent {
+            Ok(()) => {
+                ticket.hold.settle(Settlement::Done).await?;
+                Ok(outcome)
+            }
+            Err(Undeliverable(failure)) => {
+                let attempts = ticket.charged + 1;
+                Box::pin(self.bury(ticket, failure, attempts)).await
+            }
+        }
+    }
+
+    async fn settle_otherwise(
+        &self,
+        ticket: Box<Ticket>,
+        verdict: Verdict,
+        late: bool,
+    ) -> Result<Outcome, BrokerError> {
+        match verdict {
+            Verdict::Answered(_) if late => self.refuse(ticket, expired(), Outcome::ExpiredReply).await,
             Verdict::Answered(body) => {
-                if ticket.deadline.is_some_and(|deadline| deadline <= unix_ms()) {
-                    return self.refuse(ticket, expired(), Outcome::ExpiredReply).await;
-                }
-                self.answer(ticket, body).await
+                let sent = self.forward(&ticket, body).await?;
+                self.sent(ticket, sent, Outcome::Forwarded).await
             }
             Verdict::Rejected(Rejection::Refused(failure)) => self.refuse(ticket, failure, Outcome::Invalid).await,
             Verdict::Rejected(Rejection::Expired) => self.refuse(ticket, expired(), Outcome::ExpiredFetch).await,
@@ -86,25 +123,8 @@ impl Replier {
         }
     }
 
-    async fn answer(&self, ticket: Ticket, body: Bytes) -> Result<Outcome, BrokerError> {
-        let (sent, outcome) = match ticket.then.is_empty() {
-            true => (self.send(&ticket, None, body).await?, Outcome::Ok),
-            false => (self.forward(&ticket, body).await?, Outcome::Forwarded),
-        };
-        match sent {
-            Ok(()) => {
-                ticket.hold.settle(Settlement::Done).await?;
-                Ok(outcome)
-            }
-            Err(Undeliverable(failure)) => {
-                let attempts = ticket.charged + 1;
-                self.bury(ticket, failure, attempts).await
-            }
-        }
-    }
-
     /// Tells the sender, and removes the request. Without a way to tell, it becomes a dead letter.
-    async fn refuse(&self, ticket: Ticket, failure: Failure, outcome: Outcome) -> Result<Outcome, BrokerError> {
+    async fn refuse(&self, ticket: Box<Ticket>, failure: Failure, outcome: Outcome) -> Result<Outcome, BrokerError> {
         let Some(id) = ticket.id.as_ref().filter(|_| ticket.reply_to.is_some()) else {
             let attempts = ticket.charged;
             return self.bury(ticket, failure, attempts).await;
@@ -126,7 +146,7 @@ impl Replier {
         }
     }
 
-    async fn failed(&self, ticket: Ticket, error: EngineError) -> Result<Outcome, BrokerError> {
+    async fn failed(&self, ticket: Box<Ticket>, error: EngineError) -> Result<Outcome, BrokerError> {
         let attempts = ticket.charged + 1;
         let code = match error.blame {
             Blame::Request => ErrorCode::ModelFailed,
@@ -144,7 +164,7 @@ impl Replier {
     }
 
     /// Tells the sender if that can be done, and keeps the request as a dead letter.
-    async fn bury(&self, ticket: Ticket, failure: Failure, attempts: u32) -> Result<Outcome, BrokerError> {
+    async fn bury(&self, ticket: Box<Ticket>, failure: Failure, attempts: u32) -> Result<Outcome, BrokerError> {
         if let Some(id) = ticket.id.as_ref().filter(|_| ticket.reply_to.is_some()) {
             let told = Failure { message: format!("{} (kept as a dead letter)", failure.message), ..failure.clone() };
             let body = codec::encode_failure(ticket.content_type, id.as_str(), &told);

@@ -3,7 +3,6 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -62,7 +61,8 @@ pub struct Finished {
 
 /// A running slot.
 pub struct Slot {
-    work: Sender<Work>,
+    // Not the standard library's channel, which wakes the receiver while it holds a lock that the receiver needs next.
+    work: mpsc::UnboundedSender<Work>,
     model: Arc<dyn Model>,
     clock: Arc<Clock>,
     thread: JoinHandle<()>,
@@ -100,7 +100,7 @@ pub async fn start_all(
     finished: &mpsc::UnboundedSender<Finished>,
 ) -> Result<Vec<Slot>> {
     let (loaded, model) = oneshot::channel();
-    let (work, receiver) = channel();
+    let (work, receiver) = mpsc::unbounded_channel();
     let clock = Arc::new(Clock { base: Instant::now(), started: AtomicU64::new(0) });
     let thread = Thread {
         index: 0,
@@ -132,7 +132,7 @@ pub fn start(
     index: usize,
     finished: &mpsc::UnboundedSender<Finished>,
 ) -> Result<Slot> {
-    let (work, receiver) = channel();
+    let (work, receiver) = mpsc::unbounded_channel();
     let clock = Arc::new(Clock { base: Instant::now(), started: AtomicU64::new(0) });
     let thread =
         Thread { index, package: Arc::clone(package), receiver, finished: finished.clone(), clock: Arc::clone(&clock) };
@@ -179,13 +179,16 @@ impl Slot {
 struct Thread {
     index: usize,
     package: Arc<Package>,
-    receiver: Receiver<Work>,
+    receiver: mpsc::UnboundedReceiver<Work>,
     finished: mpsc::UnboundedSender<Finished>,
     clock: Arc<Clock>,
 }
 
 impl Thread {
-    fn start(self, model: impl FnOnce(&Package) -> Option<Arc<dyn Model>> + Send + 'static) -> Result<JoinHandle<()>> {
+    fn start(
+        mut self,
+        model: impl FnOnce(&Package) -> Option<Arc<dyn Model>> + Send + 'static,
+    ) -> Result<JoinHandle<()>> {
         let name = format!("slot-{}-{}", self.package.manifest.name, self.index);
         let threads = self.package.manifest.resources.threads;
         let body = move || {
@@ -197,8 +200,8 @@ impl Thread {
         std::thread::Builder::new().name(name).stack_size(STACK).spawn(body).context("cannot start a slot's thread")
     }
 
-    fn serve(&self, model: &Arc<dyn Model>) {
-        while let Ok(work) = self.receiver.recv() {
+    fn serve(&mut self, model: &Arc<dyn Model>) {
+        while let Some(work) = self.receiver.blocking_recv() {
             let began = Instant::now();
             let batch = work.batch;
             let count = work.jobs.len();

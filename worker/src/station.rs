@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use sluice_core::broker::{Consumer, Delivery};
-use sluice_core::clock::unix_ms;
+use sluice_core::clock::{self, unix_ms};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
@@ -42,7 +42,7 @@ pub struct Station {
     /// What slots run now or next, by batch.
     running: HashMap<u64, Running>,
     next_batch: u64,
-    pub decoding: JoinSet<Result<Request, (Ticket, Rejection)>>,
+    pub decoding: JoinSet<Result<Request, (Box<Ticket>, Rejection)>>,
     pub replying: TaskTracker,
     /// As seen lately; `None` before the first.
     rows_per_request: Option<f64>,
@@ -62,7 +62,8 @@ struct Place {
 
 struct Running {
     slot: usize,
-    tickets: Vec<Ticket>,
+    #[expect(clippy::vec_box, reason = "they stay in the boxes in which they came")]
+    tickets: Vec<Box<Ticket>>,
     rows: usize,
 }
 
@@ -163,9 +164,10 @@ impl Station {
     pub fn receive(&mut self, delivery: Delivery) {
         let metrics = &self.serving.metrics;
         metrics.took();
-        let waited = SystemTime::now().duration_since(delivery.queued).unwrap_or_default();
+        let now = SystemTime::now();
+        let waited = now.duration_since(delivery.queued).unwrap_or_default();
         metrics.queue_seconds[delivery.lane.index()].observe(waited.as_secs_f64());
-        let now = unix_ms();
+        let now = clock::unix_ms_of(now);
         match intake::receive(delivery, &self.serving.package.manifest.limits, now) {
             Ok(undecoded) if undecoded.is_large() => {
                 let package = Arc::clone(&self.serving.package);
@@ -181,13 +183,13 @@ impl Station {
 
     pub fn decoded(
         &mut self,
-        decoded: Result<Result<Request, (Ticket, Rejection)>, tokio::task::JoinError>,
+        decoded: Result<Result<Request, (Box<Ticket>, Rejection)>, tokio::task::JoinError>,
     ) -> Result<()> {
         self.enqueue(decoded.context("decoding a request")?);
         Ok(())
     }
 
-    fn enqueue(&mut self, decoded: Result<Request, (Ticket, Rejection)>) {
+    fn enqueue(&mut self, decoded: Result<Request, (Box<Ticket>, Rejection)>) {
         match decoded {
             Ok(mut request) => {
                 let rows = request.rows as f64;
@@ -308,7 +310,7 @@ impl Station {
     }
 
     /// Ends requests, without waiting for it.
-    fn conclude(&self, verdicts: Vec<(Ticket, Verdict)>) {
+    fn conclude(&self, verdicts: Vec<(Box<Ticket>, Verdict)>) {
         let replier = Arc::clone(&self.replier);
         self.replying.spawn(async move {
             // All at once, since a durable answer takes a round trip; but most are sent at the first poll.
