@@ -1,7 +1,8 @@
 //! The other ceiling: a package's model in libtorch alone, at its best batch size, with as many threads as the worker
 //! has slots, each running one after the other on tensors that are already there.
 //!
-//! `libtorch_alone PACKAGE SLOTS SECONDS` prints rows per second at each batch size as JSON.
+//! `libtorch_alone PACKAGE SLOTS SECONDS [ROWS]` prints rows per second as JSON, at one batch size or at all powers of two
+//! that the package allows.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -15,7 +16,11 @@ use tch::{CModule, Device, Kind, Tensor};
 fn main() -> Result<()> {
     engine::prepare_process(false);
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [folder, slots, seconds] = &arguments[..] else { bail!("usage: libtorch_alone PACKAGE SLOTS SECONDS") };
+    let (folder, slots, seconds, only) = match &arguments[..] {
+        [folder, slots, seconds] => (folder, slots, seconds, None),
+        [folder, slots, seconds, rows] => (folder, slots, seconds, Some(rows.parse()?)),
+        _ => bail!("usage: libtorch_alone PACKAGE SLOTS SECONDS [ROWS]"),
+    };
     let (slots, seconds): (usize, f64) = (slots.parse()?, seconds.parse()?);
     let package = Package::open(Path::new(folder))?;
     let manifest = &package.manifest;
@@ -28,8 +33,8 @@ fn main() -> Result<()> {
         .map(|size| size.size().context("fixed sizes are measured"))
         .collect::<Result<_>>()?;
     let mut rates = Vec::new();
-    let mut rows = 1;
-    while rows <= manifest.batching.max_rows {
+    let powers = (0..).map(|power| 1 << power).take_while(|rows| *rows <= manifest.batching.max_rows);
+    for rows in only.map_or_else(|| powers.collect(), |rows: usize| vec![rows]) {
         let mut shape = vec![rows as i64];
         shape.extend(&sizes);
         let threads: Vec<_> = (0..slots)
@@ -60,7 +65,6 @@ fn main() -> Result<()> {
             rate += thread.join().ok().context("a measuring thread panicked")??;
         }
         rates.push(serde_json::json!({ "rows": rows, "rate": rate }));
-        rows *= 2;
     }
     println!("{}", serde_json::json!(rates));
     Ok(())
