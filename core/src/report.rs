@@ -105,6 +105,8 @@ pub struct Measured {
     pub busy: f64,
     /// Seconds from being told to load it until it was ready; 0 before that was seen.
     pub cold_start_seconds: f64,
+    /// MiB that loading it took; 0 where that could not be told.
+    pub memory_mib: u64,
 }
 
 /// How far a host has come with a revision.

@@ -138,7 +138,7 @@ async fn show_slots(broker: &Arc<dyn Broker>, options: &Slots) -> Result<()> {
         );
         return Ok(());
     }
-    let mut table = table(["MODEL", "HOST", "DEVICE", "STATE", "SLOTS", "BUSY", "ROWS DONE", "PER ROW", "WHY"]);
+    let mut table = table(["MODEL", "HOST", "DEVICE", "STATE", "SLOTS", "BUSY", "ROWS DONE", "PER ROW", "MIB", "WHY"]);
     for (host, model) in rows {
         let row = Duration::from_secs_f64(model.measured.row_seconds);
         table.add_row([
@@ -150,6 +150,7 @@ async fn show_slots(broker: &Arc<dyn Broker>, options: &Slots) -> Result<()> {
             format!("{:.0} %", 100.0 * model.measured.busy),
             model.measured.rows.to_string(),
             if row.is_zero() { "-".into() } else { format!("{:.2} ms", 1000.0 * row.as_secs_f64()) },
+            if model.measured.memory_mib == 0 { "-".into() } else { model.measured.memory_mib.to_string() },
             plain(model.reason.as_deref().unwrap_or_default()),
         ]);
     }

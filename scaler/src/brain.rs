@@ -13,7 +13,7 @@ use sluice_core::assignment::{Assigned, Gate};
 use sluice_core::broker::Reading;
 use sluice_core::clock::UnixMs;
 use sluice_core::manifest::{DeviceKind, WhileStopped};
-use sluice_core::report::ModelReport;
+use sluice_core::report::{ModelReport, State};
 use sluice_core::scaler::Changed;
 
 use crate::assign::Wanted;
@@ -27,6 +27,8 @@ use mind::Mind;
 
 /// A model's last changes that are kept.
 const CHANGES: usize = 20;
+/// A host that has waited for memory for so long has failed to load the model: longer than a batch that may have to end first.
+const MEMORY_PATIENCE: Duration = Duration::from_secs(10);
 /// The pause before a host that failed to load a model may try again; it doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
@@ -63,6 +65,8 @@ pub struct Brain {
     /// Hosts whose assignment was taken up, or that were told one here.
     adopted: BTreeSet<String>,
     failures: BTreeMap<(ModelName, String), Failure>,
+    /// Since when hosts wait for memory for a model.
+    waiting: BTreeMap<(ModelName, String), Duration>,
     /// Hosts that an operator wants less of.
     gates: BTreeMap<String, Gate>,
     leases: Leases,
@@ -158,8 +162,16 @@ impl Brain {
                     .get(model)
                     .is_some_and(|entry| failure.revision.is_none_or(|revision| revision == entry.revision))
         });
-        for (host, report) in fleet.failed(now) {
+        let waiting = std::mem::take(&mut self.waiting);
+        for (host, report) in fleet.stuck(now) {
             let key = (report.model.clone(), host.to_owned());
+            if report.state == State::Waiting {
+                let since = waiting.get(&key).copied().unwrap_or(now);
+                self.waiting.insert(key.clone(), since);
+                if now - since < MEMORY_PATIENCE {
+                    continue;
+                }
+            }
             let failure =
                 self.failures.entry(key).or_insert(Failure { revision: report.revision, count: 0, until: now });
             let assigned =
@@ -261,7 +273,10 @@ impl Brain {
             let (slots, units, memory_mib) = match refuses {
                 // Somebody has to say so; that takes no room.
                 true => (usize::from(listed == 0), 0, 0),
-                false => (mind.granted.saturating_sub(listed), units(entry), manifest.resources.memory_mib),
+                false => {
+                    let memory_mib = manifest.resources.memory_mib.max(mind.memory_mib);
+                    (mind.granted.saturating_sub(listed), units(entry), memory_mib)
+                }
             };
             let want = Want {
                 model: model.clone(),

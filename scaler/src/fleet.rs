@@ -48,6 +48,8 @@ pub struct Measured {
     pub row_seconds: Option<f64>,
     /// The longest time that one took to load.
     pub cold_start: Option<Duration>,
+    /// MiB that it takes where it takes most.
+    pub memory_mib: u64,
     /// Slots that serve.
     pub serving: usize,
     /// Of these, on hosts whose configuration says what they run.
@@ -123,6 +125,7 @@ impl Fleet {
                 let seen = &model.measured;
                 measured.held += seen.requests_held;
                 measured.serving += model.slots;
+                measured.memory_mib = measured.memory_mib.max(seen.memory_mib);
                 if report.assignment.is_none() {
                     measured.listed += model.slots;
                 }
@@ -149,9 +152,10 @@ impl Fleet {
         all.into_iter().map(mean).collect()
     }
 
-    /// Where models are that could not be loaded, and nothing of them serves.
-    pub fn failed(&self, now: Duration) -> impl Iterator<Item = (&str, &ModelReport)> {
-        let failed = |model: &&ModelReport| model.state == State::Failed && model.serving.is_none();
+    /// Where models are that could not be loaded or wait for memory, and nothing of them serves.
+    pub fn stuck(&self, now: Duration) -> impl Iterator<Item = (&str, &ModelReport)> {
+        let failed =
+            |model: &&ModelReport| matches!(model.state, State::Failed | State::Waiting) && model.serving.is_none();
         self.alive(now)
             .flat_map(move |report| report.models.iter().filter(failed).map(|model| (report.host.as_str(), model)))
     }

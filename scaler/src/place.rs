@@ -268,7 +268,9 @@ fn why_not(want: &Want, rooms: &[Room]) -> (String, bool) {
     }
     let suitable: Vec<&Room> = labelled.iter().filter(|room| !want.avoid.contains(&room.host.name)).copied().collect();
     if suitable.is_empty() {
-        return ("it failed to load on every host that it may run on; each is tried again after a pause".into(), false);
+        let reason = "it failed to load on every host that it may run on, or waited for memory there in vain; each is tried again \
+            after a pause";
+        return (reason.into(), false);
     }
     let most = suitable.iter().filter_map(|room| room.device.memory_mib).max();
     if let Some(most) =

@@ -148,6 +148,14 @@ pub fn write(to: &mut impl Write, line: &Line) -> Result<()> {
     Ok(to.write_all(b"\n")?)
 }
 
+/// Appends lines, so that they are there to be read.
+pub fn write_all(to: &mut impl Write, lines: impl Iterator<Item = Line>) -> Result<()> {
+    for line in lines {
+        write(to, &line)?;
+    }
+    Ok(to.flush()?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

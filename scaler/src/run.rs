@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::BufWriter;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -232,13 +232,13 @@ impl Scaler {
         }
         self.metrics.show(brain, &round);
         if let Some(record) = &mut self.record {
-            for model in brain.models() {
-                if let Some(demand) = model.demand {
-                    record::write(record, &Line::new(clock, model.name, demand, model.wanted))
-                        .context("writing the record")?;
-                }
+            let lines =
+                brain.models().filter_map(|model| Some(Line::new(clock, model.name, model.demand?, model.wanted)));
+            // A full disk is no reason to leave the models alone.
+            if let Err(error) = record::write_all(record, lines) {
+                warn!(%error, "the record cannot be written, and ends here");
+                self.record = None;
             }
-            record.flush().context("writing the record")?;
         }
         for assignment in due {
             // A leader that was paused finds out here. Should it be paused right here: hosts refuse an older term.

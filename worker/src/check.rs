@@ -11,6 +11,7 @@ use sluice_core::manifest::DeviceKind;
 use sluice_core::{Datatype, Manifest, Tensor};
 
 use crate::engine::{self, Device, Model};
+use crate::memory::resident_mib;
 use crate::package::Package;
 use crate::slot::STACK;
 
@@ -235,13 +236,6 @@ fn random(manifest: &Manifest, rows: usize, seed: u64) -> Vec<Tensor> {
         Tensor { data: data.into(), ..tensor }
     };
     engine::example(manifest, rows).into_iter().map(&mut fill).collect()
-}
-
-fn resident_mib() -> f64 {
-    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages: f64 = text.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0.0);
-    // SAFETY: sysconf only reads.
-    pages * unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as f64 / (1 << 20) as f64
 }
 
 /// Writes what is recommended into the package's `model.toml`, and leaves the rest as it stands.

@@ -1,6 +1,7 @@
 //! Who holds how much memory of which device, so that a model is not loaded where it does not fit.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Notify;
@@ -13,6 +14,8 @@ pub struct Memory {
     limits: BTreeMap<String, u64>,
     held: Mutex<BTreeMap<String, Held>>,
     freed: Notify,
+    /// Grows whenever a model begins to be loaded or is gone.
+    changes: AtomicU64,
 }
 
 /// What models hold of one device, in MiB.
@@ -29,23 +32,35 @@ pub struct Reservation {
     device: String,
     mib: u64,
     loaded: bool,
+    /// What the process had, and what had changed, before the model was loaded.
+    resident_mib: f64,
+    changes: u64,
 }
 
 impl Reservation {
-    /// The model is loaded: from now on the system counts its memory as well.
-    pub fn loaded(&mut self) {
-        if !std::mem::replace(&mut self.loaded, true)
-            && let Some(held) = self.memory.held().get_mut(&self.device)
-        {
-            held.loading = held.loading.saturating_sub(self.mib);
+    /// The model is loaded: from now on the system counts its memory as well. Returns the MiB that loading took, if that can be told:
+    /// on processors, where nothing else was loaded or unloaded meanwhile. Where that is more than was declared, it counts.
+    pub fn loaded(&mut self) -> Option<u64> {
+        if std::mem::replace(&mut self.loaded, true) {
+            return None;
         }
+        let undisturbed = self.memory.changes.load(Ordering::Acquire) == self.changes;
+        let measured = (undisturbed && self.device == Device::Cpu.to_string())
+            .then(|| (resident_mib() - self.resident_mib).max(0.0).ceil() as u64);
+        let declared = self.mib;
+        self.mib = declared.max(measured.unwrap_or(0));
+        if let Some(held) = self.memory.held().get_mut(&self.device) {
+            held.loading = held.loading.saturating_sub(declared);
+            held.all += self.mib - declared;
+        }
+        measured
     }
 }
 
 impl Memory {
     /// With these limits in MiB by device.
     pub fn new(limits: BTreeMap<String, u64>) -> Arc<Self> {
-        Arc::new(Self { limits, held: Mutex::default(), freed: Notify::new() })
+        Arc::new(Self { limits, held: Mutex::default(), freed: Notify::new(), changes: AtomicU64::new(0) })
     }
 
     /// Takes memory for a model, or says why there is not enough. 0 is a model of which nothing is known: it fits.
@@ -59,7 +74,9 @@ impl Memory {
         taken.all += mib;
         taken.loading += mib;
         drop(held);
-        Ok(Reservation { memory: Arc::clone(self), device: name, mib, loaded: false })
+        let changes = self.changes.fetch_add(1, Ordering::AcqRel) + 1;
+        let resident_mib = resident_mib();
+        Ok(Reservation { memory: Arc::clone(self), device: name, mib, loaded: false, resident_mib, changes })
     }
 
     /// Whether a model would fit if another gave back what it holds.
@@ -97,12 +114,21 @@ impl Memory {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.loaded();
+        _ = self.loaded();
         if let Some(held) = self.memory.held().get_mut(&self.device) {
             held.all = held.all.saturating_sub(self.mib);
         }
+        self.memory.changes.fetch_add(1, Ordering::AcqRel);
         self.memory.freed.notify_waiters();
     }
+}
+
+/// What this process has in memory.
+pub fn resident_mib() -> f64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: f64 = text.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0.0);
+    // SAFETY: sysconf only reads.
+    pages * unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as f64 / (1 << 20) as f64
 }
 
 /// What the kernel thinks can be had without swapping.
@@ -115,6 +141,22 @@ fn available_mib() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_loading_took_counts_where_it_is_more_than_was_declared() {
+        let memory = Memory::new([("cpu".to_owned(), 1000)].into());
+        let mut first = memory.reserve(Device::Cpu, 1).expect("fits");
+        // Written, so that it is really there.
+        let weights = vec![1_u8; 300 << 20];
+        let measured = first.loaded().expect("nothing else was loaded");
+        assert!((290..400).contains(&measured), "{measured} MiB");
+        assert!(memory.reserve(Device::Cpu, 720).is_err(), "only some 700 MiB are left");
+        assert!(weights.iter().step_by(4096).all(|byte| *byte == 1));
+        let mut second = memory.reserve(Device::Cpu, 1).expect("fits");
+        drop(first);
+        assert_eq!(second.loaded(), None, "what was given back meanwhile would be mistaken for it");
+        assert!(memory.reserve(Device::Cpu, 990).is_ok(), "all that it took is given back");
+    }
 
     #[test]
     fn memory_is_taken_refused_and_given_back() {

@@ -31,6 +31,7 @@ pub struct Meter {
     rows_per_request: AtomicU64,
     row_seconds: AtomicU64,
     cold_start_seconds: AtomicU64,
+    memory_mib: AtomicU64,
 }
 
 impl Meter {
@@ -61,6 +62,11 @@ impl Meter {
         self.cold_start_seconds.store(took.as_secs_f64().to_bits(), Ordering::Relaxed);
     }
 
+    /// Loading it took so much memory.
+    pub fn weighed(&self, mib: u64) {
+        self.memory_mib.store(mib, Ordering::Relaxed);
+    }
+
     /// How long its slots have run all in all.
     pub fn busy(&self) -> Duration {
         Duration::from_nanos(self.busy_nanos.load(Ordering::Relaxed))
@@ -76,6 +82,7 @@ impl Meter {
             row_seconds: float(&self.row_seconds),
             busy: 0.0,
             cold_start_seconds: float(&self.cold_start_seconds),
+            memory_mib: self.memory_mib.load(Ordering::Relaxed),
         }
     }
 }

@@ -91,7 +91,9 @@ impl Fixed {
         let report = ModelReport::new(manifest.name.clone(), None, State::Ready);
         let serving = Some(manifest.version.clone());
         host.board.put(Some(device), ModelReport { serving, slots: count, device: device.to_string(), ..report });
-        reservation.loaded();
+        if let Some(mib) = reservation.loaded() {
+            host.metrics.meters().of(&manifest.name, &device.to_string()).weighed(mib);
+        }
         models.spawn(async move {
             // Nobody tunes it.
             let (_tuned, receiver) = watch::channel(Tuned { package, count });

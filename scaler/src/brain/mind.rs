@@ -24,6 +24,8 @@ pub(super) struct Mind {
     pub(super) row_time: Option<Duration>,
     pub(super) rows_per_request: Option<f64>,
     pub(super) cold_start: Option<Duration>,
+    /// MiB that this revision was seen to take; remembered when it is nowhere loaded.
+    pub(super) memory_mib: u64,
     /// Since when it has wanted something and had nothing.
     pub(super) waiting_since: Option<Duration>,
     pub(super) wanted: usize,
@@ -48,7 +50,10 @@ impl Mind {
         self.trouble = None;
         self.serving = measured.serving;
         self.listed = measured.listed;
-        self.revision = entry.revision;
+        if std::mem::replace(&mut self.revision, entry.revision) != entry.revision {
+            self.memory_mib = 0;
+        }
+        self.memory_mib = self.memory_mib.max(measured.memory_mib);
         self.row_time =
             measured.row_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).or(self.row_time);
         if self.rows_per_request.is_none() && measured.rows_per_request.is_some() {

@@ -18,9 +18,12 @@ struct World {
     hosts: BTreeMap<String, usize>,
     /// Hosts on which nothing can be loaded.
     broken: Vec<&'static str>,
+    /// Hosts whose memory others have, whatever they say.
+    cramped: Vec<&'static str>,
     told: BTreeMap<String, Wanted>,
     /// As hosts measure it.
     rows_per_request: f64,
+    memory_mib: u64,
 }
 
 fn name(text: &str) -> ModelName {
@@ -37,8 +40,10 @@ impl World {
             now: Duration::ZERO,
             hosts: hosts.iter().map(|(host, room)| (host.to_string(), *room)).collect(),
             broken: Vec::new(),
+            cramped: Vec::new(),
             told: BTreeMap::new(),
             rows_per_request: 1.0,
+            memory_mib: 0,
         }
     }
 
@@ -64,13 +69,17 @@ impl World {
         self.now += Duration::from_millis(500);
         for (host, capacity) in &self.hosts {
             let wanted = self.told.get(host).cloned().unwrap_or_default();
-            let broken = self.broken.iter().any(|broken| broken == host);
+            let state = match host.as_str() {
+                host if self.broken.contains(&host) => State::Failed,
+                host if self.cramped.contains(&host) => State::Waiting,
+                _ => State::Ready,
+            };
             let running = |of: &Assigned| {
-                let report =
-                    ModelReport::new(of.model.clone(), Some(1), if broken { State::Failed } else { State::Ready });
-                let measured =
-                    Measured { row_seconds: 0.1, rows_per_request: self.rows_per_request, ..Measured::default() };
-                let (slots, serving) = if broken { (0, None) } else { (of.slots, Some("1".into())) };
+                let report = ModelReport::new(of.model.clone(), Some(1), state);
+                let (rows_per_request, memory_mib) = (self.rows_per_request, self.memory_mib);
+                let measured = Measured { row_seconds: 0.1, rows_per_request, memory_mib, ..Measured::default() };
+                let ready = state == State::Ready;
+                let (slots, serving) = if ready { (of.slots, Some("1".into())) } else { (0, None) };
                 ModelReport { slots, serving, measured, device: of.device.clone(), ..report }
             };
             let models = wanted.slots.iter().map(running).collect();
@@ -190,6 +199,32 @@ fn a_host_where_it_does_not_load_is_left_for_another_and_tried_again_later() {
     world.broken.clear();
     world.rounds(700);
     assert_eq!(world.slots("m"), "a: 1");
+}
+
+#[test]
+fn a_host_that_waits_for_memory_in_vain_is_left_for_another() {
+    let mut world = World::new(&[("a", 4), ("b", 4)], Vec::new());
+    world.cramped = vec!["a"];
+    world.deploy("m", "min_slots = 1");
+    world.rounds(16);
+    assert_eq!(world.slots("m"), "a: 1", "what ends there may give memory back in a moment");
+    world.rounds(10);
+    assert_eq!(world.slots("m"), "b: 1");
+}
+
+#[test]
+fn what_a_model_was_seen_to_take_counts_where_less_was_declared() {
+    let mut world = World::new(&[("a", 9), ("b", 9)], Vec::new());
+    world.memory_mib = 6_000;
+    for model in ["m", "n"] {
+        world.deploy(model, "min_slots = 1");
+        world.rounds(4);
+    }
+    assert_eq!((world.slots("m"), world.slots("n")), ("a: 1".into(), "b: 1".into()));
+    // Each host has room for more slots, but no memory for another model of what these were seen to take.
+    world.wait("m", 60);
+    world.rounds(4);
+    assert_eq!(world.slots("m"), "a: 8", "{}", world.explain("m").reason);
 }
 
 #[test]

@@ -459,6 +459,11 @@ async fn memory_returns_when_models_unload() -> Result<()> {
             codec::encode_request(ContentType::MessagePack, &InferRequest { inputs: vec![input], outputs: vec![] });
         submit(&broker, Submission::new("heavy".parse()?, envelope(&format!("r{cycle}"), &*inbox), body)).await?;
         assert_eq!(next(&mut inbox).await?.error, None);
+        if cycle == 0 {
+            let slots: Value = serde_json::from_slice(&stack.cli(&["slots", "heavy", "--json"])?.stdout)?;
+            let measured = slots[0]["slots_of"]["measured"]["memory_mib"].as_u64();
+            assert!(measured.is_some_and(|mib| (64..400).contains(&mib)), "measured while it was loaded: {slots}");
+        }
         let loaded = resident(&worker)?;
         model(&stack, &["stop", "heavy", "--wait"])?;
         sizes.push((loaded, resident(&worker)?));

@@ -83,7 +83,9 @@ impl Deployment {
     }
 
     fn start(&self, ready: Ready, package: Arc<Package>, device: Device, mut reservation: Reservation) -> Running {
-        reservation.loaded();
+        if let Some(mib) = reservation.loaded() {
+            self.host.metrics.meters().of(&self.model, &device.to_string()).weighed(mib);
+        }
         let stop = ready.stop();
         // As many as were prepared: if more or fewer are wanted by now, tuning finds the difference.
         let (tuned, receiver) = watch::channel(Tuned { package: Arc::clone(&package), count: ready.count() });
