@@ -21,7 +21,9 @@ pub fn start(filter: &str, format: LogFormat) -> anyhow::Result<()> {
         // The client libraries report through errors as well.
         _ => EnvFilter::try_new(format!("async_nats=error,{filter}"))?,
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A log that nobody reads any more must not end what works: reporting that it cannot be written would panic.
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     match format {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),

@@ -110,3 +110,28 @@ pub async fn a_second_signal_ends_at_once(kind: Kind) -> Result<()> {
     assert!(asked.elapsed() < Duration::from_secs(30));
     Ok(())
 }
+
+/// As behind a pipe whose reader has gone, or when whatever kept the log was killed.
+#[tokio::test]
+async fn a_worker_whose_log_nobody_reads_goes_on_and_ends_in_order() -> Result<()> {
+    let mut worker = std::process::Command::new(sluice_e2e::binaries::path("sluice-worker")?)
+        .env("SLUICE_BROKER__URL", "nats://127.0.0.1:1")
+        .env("SLUICE_WORKER__ADMIN", "127.0.0.1:0")
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()?;
+    drop(worker.stderr.take());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(worker.try_wait()?, None, "it waits for the broker");
+    // SAFETY: kill only sends a signal; the process is ours and has not been waited for.
+    unsafe { libc::kill(worker.id() as i32, libc::SIGTERM) };
+    for _ in 0..100 {
+        if let Some(status) = worker.try_wait()? {
+            assert!(status.success(), "{status}");
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    worker.kill()?;
+    panic!("it does not end");
+}
