@@ -82,13 +82,3 @@ pub fn whoami() -> String {
     let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{user}@{}", machine.trim())
 }
-
-/// Asks a process of ours to end.
-pub fn terminate(child: &tokio::process::Child) {
-    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
-        // SAFETY: kill only sends a signal; the process is ours and has not been waited for.
-        unsafe {
-            libc::kill(pid, libc::SIGTERM);
-        }
-    }
-}

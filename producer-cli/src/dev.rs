@@ -9,11 +9,11 @@ use anyhow::{Context, Result, bail};
 use sluice_core::Manifest;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::cli::{Dev, Global};
 use crate::common;
+use crate::ends::{self, Ends};
 
 /// The broker's configuration, which ships with this program.
 const NATS_CONFIG: &str = include_str!("../../broker-config/nats/dev.conf");
@@ -29,7 +29,7 @@ struct Part {
 }
 
 pub async fn run(global: &Global, options: Dev) -> Result<ExitCode> {
-    let mut ends = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
+    let mut ends = Ends::listen()?;
     // Removed last, when nothing writes there any more.
     let (folder, _own) = match &options.folder {
         Some(folder) => (std::path::absolute(folder)?, None),
@@ -40,7 +40,6 @@ pub async fn run(global: &Global, options: Dev) -> Result<ExitCode> {
     };
     let mut parts = Vec::new();
     let (log, mut lines) = mpsc::unbounded_channel();
-    let [interrupt, terminate] = &mut ends;
     let work = async {
         start(global, &options, &folder, &mut parts, &log, &mut lines).await?;
         // Whatever ends now should not have.
@@ -59,8 +58,7 @@ pub async fn run(global: &Global, options: Dev) -> Result<ExitCode> {
     };
     let done: Result<ExitCode> = tokio::select! {
         done = work => done,
-        _ = interrupt.recv() => Ok(ExitCode::SUCCESS),
-        _ = terminate.recv() => Ok(ExitCode::SUCCESS),
+        () = ends.next() => Ok(ExitCode::SUCCESS),
     };
     eprintln!("stopping");
     // The broker last, so that hosts can settle what they hold.
@@ -71,8 +69,7 @@ pub async fn run(global: &Global, options: Dev) -> Result<ExitCode> {
     };
     tokio::select! {
         () = stopping => {}
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+        () = ends.next() => {}
     }
     while let Ok((name, line)) = lines.try_recv() {
         show(name, &line);
@@ -169,6 +166,7 @@ async fn start_nats(
 /// Starts a process whose output goes into the log. It is in a group of its own, so that Ctrl-C reaches it only in order.
 fn part(name: &'static str, mut command: Command, log: &mpsc::UnboundedSender<(&'static str, String)>) -> Result<Part> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
+    ends::end_with_us(&mut command);
     let mut child = command.spawn().with_context(|| format!("cannot start the {name}"))?;
     let outputs: [Option<Box<dyn AsyncRead + Send + Unpin>>; 2] = [
         child.stdout.take().map(|output| Box::new(output) as _),
@@ -223,7 +221,7 @@ fn show(name: &str, line: &str) {
 }
 
 async fn stop(part: &mut Part) {
-    common::terminate(&part.child);
+    ends::terminate(&part.child);
     if tokio::time::timeout(END, part.child.wait()).await.is_err() {
         eprintln!("the {} has not ended in {END:?} and is killed", part.name);
         let _ = part.child.kill().await;

@@ -10,11 +10,11 @@ use sluice_core::broker::Broker;
 use sluice_core::clock::unix_ms;
 use sluice_core::scaler::{Answer, LeaseRequest, LeaseState, Question};
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{Acquire, Global, Lease, LeaseCommand};
 use crate::common::{self, plain};
+use crate::ends::{self, Ends};
 use crate::scale::ask;
 
 /// How often the scaler hears that this lease is still needed.
@@ -80,8 +80,7 @@ fn named(lease: &LeaseState) -> String {
 
 /// Gets the devices, keeps them while the command runs or until it is interrupted, and gives them back whatever happens.
 async fn hold(broker: &Arc<dyn Broker>, options: Acquire, json: bool) -> Result<ExitCode> {
-    let mut ends = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
-    let [interrupt, terminate] = &mut ends;
+    let mut ends = Ends::listen()?;
     let id = options.name.clone().unwrap_or_else(|| format!("lease-{}", uuid::Uuid::now_v7().simple()));
     let stop = CancellationToken::new();
     let work = held(broker, &options, &id, json, &stop);
@@ -90,8 +89,7 @@ async fn hold(broker: &Arc<dyn Broker>, options: Acquire, json: bool) -> Result<
     let done = loop {
         tokio::select! {
             done = &mut work => break done,
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            () = ends.next() => {}
         }
         // The first lets the command end in order.
         signals += 1;
@@ -153,6 +151,7 @@ async fn held(
         Some((program, arguments)) => {
             let mut command = Command::new(program);
             command.args(arguments).kill_on_drop(true);
+            ends::end_with_us(&mut command);
             command.envs(environment.iter().map(|(name, value)| (name.as_str(), value.as_str().unwrap_or_default())));
             Some(command.spawn().with_context(|| format!("cannot run `{program}`"))?)
         }
@@ -174,7 +173,7 @@ async fn held(
             () = stop.cancelled(), if !stopping => {
                 stopping = true;
                 match &child {
-                    Some(child) => common::terminate(child),
+                    Some(child) => ends::terminate(child),
                     None => return Ok(ExitCode::from(crate::exit::INTERRUPTED)),
                 }
             }
@@ -190,7 +189,7 @@ async fn held(
                         let left = common::short(Duration::from_millis(at.saturating_sub(unix_ms())));
                         eprintln!("the lease ends in {left}: {why}");
                         match &child {
-                            Some(child) => common::terminate(child),
+                            Some(child) => ends::terminate(child),
                             None => return Ok(ExitCode::SUCCESS),
                         }
                     }

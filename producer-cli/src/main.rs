@@ -4,6 +4,7 @@ mod cli;
 mod common;
 mod dead;
 mod dev;
+mod ends;
 mod hosts;
 mod infer;
 mod input;
@@ -44,7 +45,7 @@ fn main() -> ExitCode {
     };
     // Client libraries log as errors what this command reports its own way.
     let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "error,lapin=off".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false).init();
     let machine = arguments.command.json();
     match run(arguments) {
         Ok(code) => code,
