@@ -144,8 +144,8 @@ async fn hand_out(mut acks: Subscriber, awaited: Arc<Mutex<Awaited>>) {
     let mut clock = tokio::time::interval(PATIENCE / 10);
     loop {
         tokio::select! {
-            ack = acks.next() => {
-                let Some(ack) = ack else { return };
+            // Once the connection is closed there are no more, but whoever still waits is to be told.
+            Some(ack) = acks.next() => {
                 let number = ack.subject.rsplit('.').next().and_then(|number| number.parse().ok());
                 if let Some(waiting) = number.and_then(|number| lock(&awaited).take(number)) {
                     // Nobody may be waiting any more.
