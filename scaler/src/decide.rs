@@ -2,7 +2,8 @@
 //!
 //! It aims at time. With `w` rows waiting or running, `a` rows arriving per second, `s` seconds a row takes on one slot, and `t` seconds in
 //! which the backlog is to be gone, `w * s / t + a * s` slots are busy all the time: the first part clears the backlog, the second keeps up
-//! with what arrives meanwhile. If that is more than there are, `t` is shorter by the time that a new slot takes to be ready.
+//! with what arrives meanwhile. Some more are there for what arrives in clusters. If that is more than there are, `t` is shorter by the
+//! time that a new slot takes to be ready.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -12,6 +13,11 @@ pub use sluice_core::manifest::Scaling;
 
 /// Slots that there are may be over-booked by this share before another is started.
 const SLACK: f64 = 0.15;
+
+/// What arrives comes in clusters: of `n` slots' load on average, so many times its square root more are needed to keep the queue short, and to
+/// keep each cluster from starting a slot (square-root staffing: Halfin and Whitt, Operations Research 29, 1981). More than half of the root
+/// shortens waiting by little, and costs slots.
+const HEADROOM: f64 = 0.5;
 
 /// How much work there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,7 +121,8 @@ fn need(demand: &Demand, lag: Lag) -> (usize, String) {
     };
     let seconds = row_time.as_secs_f64();
     let target = demand.scaling.target_wait.as_secs_f64();
-    let within = |time: f64| rows as f64 * seconds / time + demand.arrivals * seconds;
+    let load = demand.arrivals * seconds;
+    let within = |time: f64| rows as f64 * seconds / time + load + HEADROOM * load.sqrt();
     let of = |slots: f64| (slots - 1e-9).ceil().max(0.0) as usize;
     let mut time = target;
     let mut need = of(within(time));
@@ -217,9 +224,10 @@ mod tests {
             ("the first request", demand(1, 0.0, 0), 1),
             ("20 rows of 0.1 s in 2 s", demand(20, 0.0, 1), 1),
             ("arrivals alone: 25 per second", demand(0, 25.0, 3), 3),
-            ("both: 1 for the backlog and 2 for arrivals", demand(20, 20.0, 3), 3),
-            ("a little over-booked", demand(2, 32.0, 3), 3),
-            ("no longer a little", demand(12, 32.0, 3), 4),
+            ("arrivals alone: 36 per second, and 0.95 slots for clusters", demand(0, 36.0, 0), 5),
+            ("1 for the backlog, 2 for arrivals and 0.7 for clusters", demand(20, 20.0, 4), 4),
+            ("a little over-booked", demand(2, 25.0, 3), 3),
+            ("no longer a little", demand(6, 25.0, 3), 4),
             ("1.5 s are left once new slots are ready", demand(60, 0.0, 1), 4),
             ("no more than allowed", demand(10_000, 0.0, 1), 8),
         ];
