@@ -169,6 +169,7 @@ impl Board {
             tokio::select! {
                 () = stop.cancelled() => break,
                 _ = changes.changed() => tokio::time::sleep(PAUSE).await,
+                () = self.host.meters.news() => tokio::time::sleep(PAUSE).await,
                 asked = asked.next() => { asked.context("listening for those who ask for a report")?; }
                 () = tokio::time::sleep(SIGN_OF_LIFE) => {}
             }

@@ -103,7 +103,7 @@ pub fn check(folder: &Path, device: Option<Device>, largest: usize, progress: &d
 }
 
 fn measure(package: &Package, device: Device, threads: usize, largest: usize, before: f64) -> Result<Vec<Measurement>> {
-    let model = engine::load(package, device)?;
+    let model = engine::load(package, device)?.model;
     let manifest = &package.manifest;
     prove_independence(&model, manifest)?;
     let mut measurements: Vec<Measurement> = Vec::new();

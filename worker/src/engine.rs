@@ -11,6 +11,7 @@ mod warmup;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sluice_core::manifest::EngineKind;
 use sluice_core::{Manifest, Tensor};
@@ -130,13 +131,22 @@ pub fn release_memory() {
     }
 }
 
+/// A model that can run.
+#[derive(Clone)]
+pub struct Loaded {
+    /// Shared by all slots.
+    pub model: Arc<dyn Model>,
+    /// How long a row took to run in a full batch of zeros: what there is to go by until requests come.
+    pub row_time: Duration,
+}
+
 /// Loads a package and warms it up. Runs on a slot's thread.
-pub fn load(package: &Package, device: Device) -> Result<Arc<dyn Model>, EngineError> {
+pub fn load(package: &Package, device: Device) -> Result<Loaded, EngineError> {
     match package.manifest.engine {
         EngineKind::TorchScript => {
             let model = Arc::new(torchscript::TorchScript::load(package, device)?);
-            warmup::warm_up(&model, &package.manifest)?;
-            Ok(model)
+            let row_time = warmup::warm_up(&model, &package.manifest)?;
+            Ok(Loaded { model, row_time })
         }
     }
 }

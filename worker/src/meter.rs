@@ -8,28 +8,39 @@ use std::time::Duration;
 
 use sluice_core::ModelName;
 use sluice_core::report::Measured;
+use tokio::sync::Notify;
 
 /// The meters of all models of a host.
 #[derive(Default)]
-pub struct Meters(Mutex<BTreeMap<(ModelName, String), Arc<Meter>>>);
+pub struct Meters {
+    meters: Mutex<BTreeMap<(ModelName, String), Arc<Meter>>>,
+    news: Arc<Notify>,
+}
 
 impl Meters {
     /// The meter of a model on a device; two versions that run side by side share it.
     pub fn of(&self, model: &ModelName, device: &str) -> Arc<Meter> {
-        let mut meters = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        Arc::clone(meters.entry((model.clone(), device.to_owned())).or_default())
+        let mut meters = self.meters.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let meter = || Arc::new(Meter { news: Arc::clone(&self.news), ..Meter::default() });
+        Arc::clone(meters.entry((model.clone(), device.to_owned())).or_insert_with(meter))
+    }
+
+    /// Waits until something was measured that makes what was read last worthless: a burst is not to wait for the next report.
+    pub async fn news(&self) {
+        self.news.notified().await;
     }
 }
 
 /// What is measured of one model on one device.
 #[derive(Default)]
 pub struct Meter {
+    news: Arc<Notify>,
     rows: AtomicU64,
     busy_nanos: AtomicU64,
     held: AtomicU64,
-    /// The bits of floating-point numbers.
-    rows_per_request: AtomicU64,
-    row_seconds: AtomicU64,
+    rows_per_request: Followed,
+    row_seconds: Followed,
+    /// The bits of a floating-point number.
     cold_start_seconds: AtomicU64,
     memory_mib: AtomicU64,
 }
@@ -39,7 +50,12 @@ impl Meter {
     pub fn ran(&self, rows: usize, took: Duration, row_seconds: f64) {
         self.rows.fetch_add(rows as u64, Ordering::Relaxed);
         self.busy_nanos.fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
-        self.row_seconds.store(row_seconds.to_bits(), Ordering::Relaxed);
+        self.row_takes(row_seconds);
+    }
+
+    /// How long a row takes, in seconds.
+    pub fn row_takes(&self, seconds: f64) {
+        self.row_seconds.set(seconds, &self.news);
     }
 
     /// A request came.
@@ -54,7 +70,7 @@ impl Meter {
 
     /// How many rows requests have.
     pub fn sized(&self, rows_per_request: f64) {
-        self.rows_per_request.store(rows_per_request.to_bits(), Ordering::Relaxed);
+        self.rows_per_request.set(rows_per_request, &self.news);
     }
 
     /// It was loaded where nothing of it ran.
@@ -74,15 +90,65 @@ impl Meter {
 
     /// All but the share of time that they were busy, which needs two looks.
     pub fn read(&self) -> Measured {
-        let float = |bits: &AtomicU64| f64::from_bits(bits.load(Ordering::Relaxed));
         Measured {
             rows: self.rows.load(Ordering::Relaxed),
             requests_held: self.held.load(Ordering::Relaxed),
-            rows_per_request: float(&self.rows_per_request),
-            row_seconds: float(&self.row_seconds),
+            rows_per_request: self.rows_per_request.read(),
+            row_seconds: self.row_seconds.read(),
             busy: 0.0,
-            cold_start_seconds: float(&self.cold_start_seconds),
+            cold_start_seconds: f64::from_bits(self.cold_start_seconds.load(Ordering::Relaxed)),
             memory_mib: self.memory_mib.load(Ordering::Relaxed),
         }
+    }
+}
+
+/// A number that is news when it has doubled or halved since it was read, or was not known then. Kept as bits of floating-point numbers.
+#[derive(Default)]
+struct Followed {
+    now: AtomicU64,
+    read: AtomicU64,
+}
+
+impl Followed {
+    fn set(&self, value: f64, news: &Notify) {
+        self.now.store(value.to_bits(), Ordering::Relaxed);
+        let read = f64::from_bits(self.read.load(Ordering::Relaxed));
+        if value > 2.0 * read || value < read / 2.0 {
+            news.notify_one();
+        }
+    }
+
+    fn read(&self) -> f64 {
+        let bits = self.now.load(Ordering::Relaxed);
+        self.read.store(bits, Ordering::Relaxed);
+        f64::from_bits(bits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn what_doubles_or_halves_is_news_and_what_hardly_moves_is_not() {
+        let meters = Meters::default();
+        let meter = meters.of(&"digits".parse().expect("a name"), "cpu");
+        let is_news = || meters.news().now_or_never().is_some();
+        assert!(!is_news());
+        meter.sized(8.0);
+        assert!(is_news(), "the first");
+        meter.row_takes(0.010);
+        assert!(is_news(), "the first");
+        assert_eq!((meter.read().rows_per_request, meter.read().row_seconds), (8.0, 0.010));
+        meter.sized(15.0);
+        meter.ran(8, Duration::from_millis(44), 0.0055);
+        assert!(!is_news());
+        meter.sized(17.0);
+        assert!(is_news());
+        _ = meter.read();
+        meter.ran(8, Duration::from_millis(8), 0.001);
+        assert!(is_news());
     }
 }

@@ -83,7 +83,7 @@ impl Serving {
         let began = Instant::now();
         // Unbounded, but never more in it than batches handed out: two per slot.
         let (sender, finished) = mpsc::unbounded_channel();
-        let slots = slot::start_all(&self.package, self.device, self.count, &sender)
+        let (slots, row_time) = slot::start_all(&self.package, self.device, self.count, &sender)
             .await
             .with_context(|| format!("model `{}` cannot be served on {}", manifest.name, self.device))?;
         let limited = self
@@ -94,6 +94,7 @@ impl Serving {
         if let Limited::AsConfigured(reason) = limited {
             warn!(model = %manifest.name, reason, "the queue's limits are those that the broker is configured with");
         }
+        self.metrics.meter.row_takes(row_time.as_secs_f64());
         info!(model = %manifest.name, version = manifest.version, device = %self.device, slots = self.count,
             load_ms = began.elapsed().as_millis() as u64, "model ready");
         Ok(Ready { serving: self, slots, sender, finished })

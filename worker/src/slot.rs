@@ -12,7 +12,7 @@ use sluice_core::codec::{self, ContentType};
 use sluice_core::{InferRequest, InferResponse, RequestId, Tensor};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::engine::{self, Blame, Device, EngineError, Gathered, Model, run_requests};
+use crate::engine::{self, Blame, Device, EngineError, Gathered, Loaded, Model, run_requests};
 use crate::package::Package;
 
 /// libtorch's forward overflows a small stack, which aborts the process.
@@ -92,14 +92,14 @@ impl Clock {
     }
 }
 
-/// Starts `count` slots. The first loads the model and warms it up; all share it.
+/// Starts `count` slots. The first loads the model and warms it up; all share it. Also returns how long a row took.
 pub async fn start_all(
     package: &Arc<Package>,
     device: Device,
     count: usize,
     finished: &mpsc::UnboundedSender<Finished>,
-) -> Result<Vec<Slot>> {
-    let (loaded, model) = oneshot::channel();
+) -> Result<(Vec<Slot>, Duration)> {
+    let (sender, loaded) = oneshot::channel();
     let (work, receiver) = mpsc::unbounded_channel();
     let clock = Arc::new(Clock { base: Instant::now(), started: AtomicU64::new(0) });
     let thread = Thread {
@@ -110,19 +110,19 @@ pub async fn start_all(
         clock: Arc::clone(&clock),
     };
     let thread = thread.start(move |package| {
-        let model = catch_unwind(AssertUnwindSafe(|| engine::load(package, device)))
+        let loaded = catch_unwind(AssertUnwindSafe(|| engine::load(package, device)))
             .unwrap_or_else(|_| Err(EngineError::new(Blame::Process, "the engine panicked while loading")));
-        let own = model.as_ref().ok().map(Arc::clone);
+        let own = loaded.as_ref().ok().map(|loaded| Arc::clone(&loaded.model));
         // Nobody waits any more if the worker is stopping.
-        let _ = loaded.send(model);
+        let _ = sender.send(loaded);
         own
     })?;
-    let model = model.await.context("the slot's thread ended while loading")??;
+    let Loaded { model, row_time } = loaded.await.context("the slot's thread ended while loading")??;
     let mut slots = vec![Slot { work, model: Arc::clone(&model), clock, thread }];
     for index in 1..count {
         slots.push(start(package, Arc::clone(&model), index, finished)?);
     }
-    Ok(slots)
+    Ok((slots, row_time))
 }
 
 /// Starts a slot of a model that is loaded.

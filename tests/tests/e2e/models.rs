@@ -444,6 +444,12 @@ async fn memory_returns_when_models_unload() -> Result<()> {
     let mut sizes = Vec::new();
     for cycle in 0..50 {
         model(&stack, &["start", "heavy", "--wait"])?;
+        if cycle == 0 {
+            let slots: Value = serde_json::from_slice(&stack.cli(&["slots", "heavy", "--json"])?.stdout)?;
+            let measured = &slots[0]["slots_of"]["measured"];
+            assert!(measured["row_seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "before a request: {slots}");
+            assert_eq!(measured["rows"], 0);
+        }
         let description = broker.ask("describe.heavy", Default::default(), Duration::from_secs(5)).await?;
         let description: Value = serde_json::from_slice(&description.expect("a description"))?;
         let size = description["inputs"][0]["shape"][1].as_i64().unwrap_or(1);
