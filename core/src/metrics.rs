@@ -89,7 +89,7 @@ pub const ALL: [Metric; 9] =
 /// Gauge: slots of a model, as the scaler sees them.
 pub const SCALER_SLOTS: Metric = Metric {
     name: "sluice_scaler_slots",
-    help: "Slots of a model: wanted (by its load), granted (by its group's share), placed (on hosts), unplaced (fit nowhere)",
+    help: "Slots of a model: wanted (by its load), granted (by its group's share), placed (on hosts), unplaced (no room for them)",
     labels: &["model", "kind"],
     buckets: &[],
 };

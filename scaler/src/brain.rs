@@ -2,6 +2,7 @@
 //! handed in, what follows is handed out.
 
 mod answers;
+mod failures;
 mod mind;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +14,6 @@ use sluice_core::assignment::{Assigned, Gate};
 use sluice_core::broker::Reading;
 use sluice_core::clock::UnixMs;
 use sluice_core::manifest::{DeviceKind, WhileStopped};
-use sluice_core::report::{ModelReport, State};
 use sluice_core::scaler::Changed;
 
 use crate::assign::Wanted;
@@ -23,15 +23,11 @@ use crate::fleet::Fleet;
 use crate::lease::{GRACE, Leases};
 use crate::place::{Place, Placement, Unplaced, Want, place};
 use crate::share::{Claim, Group, share};
+use failures::Failures;
 use mind::Mind;
 
 /// A model's last changes that are kept.
 const CHANGES: usize = 20;
-/// A host that has waited for memory for so long has failed to load the model: longer than a batch that may have to end first.
-const MEMORY_PATIENCE: Duration = Duration::from_secs(10);
-/// The pause before a host that failed to load a model may try again; it doubles each time.
-const FIRST_PAUSE: Duration = Duration::from_secs(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 /// What is in a model's queue.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,21 +60,12 @@ pub struct Brain {
     placement: Placement,
     /// Hosts whose assignment was taken up, or that were told one here.
     adopted: BTreeSet<String>,
-    failures: BTreeMap<(ModelName, String), Failure>,
-    /// Since when hosts wait for memory for a model.
-    waiting: BTreeMap<(ModelName, String), Duration>,
+    failures: Failures,
     /// Hosts that an operator wants less of.
     gates: BTreeMap<String, Gate>,
     leases: Leases,
     /// Units of each kind of device, and what wants them, as of the last round.
     claims: BTreeMap<bool, (usize, Vec<Claim>)>,
-}
-
-#[derive(Debug)]
-struct Failure {
-    revision: Option<u64>,
-    count: u32,
-    until: Duration,
 }
 
 /// What came of a round.
@@ -92,7 +79,7 @@ pub struct Round {
     pub troubles: Vec<(ModelName, String)>,
     /// Leases that ended, and why.
     pub ended: Vec<(String, String)>,
-    /// Slots that fit nowhere, by model.
+    /// Slots that models need and that are nowhere, since there is no room for them or others have it.
     pub unplaced: BTreeMap<ModelName, Unplaced>,
 }
 
@@ -127,7 +114,7 @@ impl Brain {
         self.adopt(fleet, now);
         let mut round = Round { ended: self.leases.tick(clock, now), ..Round::default() };
         self.minds.retain(|model, _| seen.models.contains_key(model));
-        self.note_failures(fleet, seen.models, now);
+        self.failures.note(fleet, seen.models, &self.placement, now);
         let measured = fleet.measure(now);
         for (model, entry) in seen.models {
             let measured = measured.get(model).copied().unwrap_or_default();
@@ -150,38 +137,6 @@ impl Brain {
         self.note_changes(seen, &before, &mut round);
         round.wanted = self.wanted(fleet, now);
         round
-    }
-
-    /// Hosts that could not load a model are avoided for a while.
-    fn note_failures(&mut self, fleet: &Fleet, models: &BTreeMap<ModelName, Arc<Entry>>, now: Duration) {
-        self.failures.retain(|(model, host), failure| {
-            let serves = |of: &ModelReport| of.model == *model && of.serving.is_some();
-            // What has worked since is forgotten.
-            !fleet.host(host, now).is_some_and(|report| report.models.iter().any(serves))
-                && models
-                    .get(model)
-                    .is_some_and(|entry| failure.revision.is_none_or(|revision| revision == entry.revision))
-        });
-        let waiting = std::mem::take(&mut self.waiting);
-        for (host, report) in fleet.stuck(now) {
-            let key = (report.model.clone(), host.to_owned());
-            if report.state == State::Waiting {
-                let since = waiting.get(&key).copied().unwrap_or(now);
-                self.waiting.insert(key.clone(), since);
-                if now - since < MEMORY_PATIENCE {
-                    continue;
-                }
-            }
-            let failure =
-                self.failures.entry(key).or_insert(Failure { revision: report.revision, count: 0, until: now });
-            let assigned =
-                self.placement.get(&report.model).is_some_and(|places| places.keys().any(|(at, _)| at == host));
-            if assigned && failure.until <= now {
-                let pause = FIRST_PAUSE.saturating_mul(1 << failure.count.min(8)).min(LONGEST_PAUSE);
-                failure.count += 1;
-                failure.until = now + pause;
-            }
-        }
     }
 
     /// What each group's share allows.
@@ -263,9 +218,6 @@ impl Brain {
         let mut wants: Vec<(i32, Want)> = Vec::with_capacity(seen.models.len());
         for (model, entry) in seen.models {
             let Some(mind) = self.minds.get(model) else { continue };
-            let avoided = self.failures.range((model.clone(), String::new())..).take_while(|((of, _), _)| of == model);
-            let avoid =
-                avoided.filter(|(_, failure)| seen.now < failure.until).map(|((_, host), _)| host.clone()).collect();
             let manifest = &entry.manifest;
             // What hosts run by their own configuration is there already.
             let listed = mind.listed;
@@ -286,7 +238,7 @@ impl Brain {
                 memory_mib,
                 sharing: manifest.resources.sharing,
                 selector: manifest.scaling.selector.clone(),
-                avoid,
+                avoid: self.failures.hosts_to_avoid(model, seen.now),
             };
             wants.push((manifest.scaling.priority, want));
         }
@@ -310,15 +262,15 @@ impl Brain {
                 true => mind.waiting_since.or(Some(seen.now)),
                 false => None,
             };
-            let unplaced = round.unplaced.get(model);
-            mind.fits_nowhere = unplaced.is_some_and(|unplaced| !unplaced.full);
-            if let Some(Unplaced { slots, reason, .. }) = unplaced {
-                mind.trouble = Some(format!("{slots} slots fit nowhere: {reason}"));
-            } else if mind.granted < mind.wanted {
-                mind.trouble = Some(format!(
-                    "{} slots wait: there is not room for all, and this is what the shares of groups leave it",
-                    mind.wanted - mind.granted
-                ));
+            mind.fits_nowhere = round.unplaced.get(model).is_some_and(|unplaced| !unplaced.full);
+            let refused = mind.wanted.saturating_sub(mind.granted);
+            if let Some(unplaced) = round.unplaced.get_mut(model) {
+                unplaced.slots += refused;
+                mind.trouble = Some(format!("{} slots fit nowhere: {}", unplaced.slots, unplaced.reason));
+            } else if refused > 0 {
+                let reason = "there is not room for all, and this is what the shares of groups leave it".to_owned();
+                mind.trouble = Some(format!("{refused} slots wait: {reason}"));
+                round.unplaced.insert(model.clone(), Unplaced { slots: refused, reason, full: true });
             }
             if mind.trouble != mind.told {
                 if let Some(trouble) = &mind.trouble

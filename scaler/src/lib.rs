@@ -11,9 +11,11 @@ pub mod fleet;
 pub mod lease;
 mod metrics;
 pub mod place;
+mod queues;
 pub mod record;
 mod run;
 pub mod share;
+mod shortage;
 pub mod simulation;
 
 pub use decide::{Decision, Demand, History, Lag, Scaling, decide};

@@ -1,49 +1,40 @@
 //! The whole scaler: connect, listen to hosts, follow the registry; and while it leads, decide and tell.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::BufWriter;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use futures_util::stream::{self, StreamExt};
 use prometheus::Registry;
 use sluice_broker::Patience;
 use sluice_core::assignment::assignment_topic;
-use sluice_core::broker::{Broker, Leadership, Reading, Signal};
+use sluice_core::broker::{Broker, Leadership, Signal};
 use sluice_core::clock::unix_ms;
 use sluice_core::report::{REPORT_NOW, REPORTS, Report};
 use sluice_core::scaler::{Answer, Question, SCALER, SCALER_ORDERS};
-use sluice_core::{BrokerError, ModelName};
 use sluice_service::admin::{self, Readiness};
 use sluice_service::tasks::spawn_vital;
-use tokio::io::AsyncWriteExt;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::assign::Assigner;
-use crate::brain::{Brain, Queued, Round, Seen};
-use crate::catalog::{Catalog, Entry, Follower};
+use crate::brain::{Brain, Round, Seen};
+use crate::catalog::{Catalog, Follower};
 use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::metrics::Metrics;
-use crate::place::Unplaced;
+use crate::queues::Queues;
 use crate::record::{self, Line};
+use crate::shortage::Shortage;
 
 /// The office that one scaler holds.
 const OFFICE: &str = "scaler";
-/// Queues that are read at the same time.
-const READ_AT_ONCE: usize = 32;
-/// Queues that are not read within this are unknown; those come first the next time.
-const READ_WITHIN: Duration = Duration::from_secs(2);
 /// A leader that has just started listens to the hosts for so long before it decides.
 const FIRST_WORDS: Duration = Duration::from_secs(1);
-
 /// After so long a leader has heard of all leases.
 const LEASES_KNOWN: Duration = Duration::from_secs(15);
 
@@ -57,8 +48,8 @@ struct Scaler {
     /// The moment from which decisions count time.
     began: Instant,
     record: Option<BufWriter<File>>,
-    /// Where the next round begins to read queues.
-    read_first: usize,
+    queues: Queues,
+    shortage: Shortage,
     /// When it took the lead last.
     leads_since: Duration,
 }
@@ -101,8 +92,18 @@ pub async fn run(
     let follower = Follower { catalog: Arc::clone(&catalog), registry: models, broker: Arc::clone(&broker), poll };
     spawn_vital("registry", &stop, follower.follow(ears.clone()));
 
-    let mut scaler =
-        Scaler { config, broker, catalog, fleet, metrics, began, record, read_first: 0, leads_since: Duration::ZERO };
+    let mut scaler = Scaler {
+        queues: Queues::default(),
+        shortage: Shortage::new(config.scaler.when_short.clone()),
+        config,
+        broker,
+        catalog,
+        fleet,
+        metrics,
+        began,
+        record,
+        leads_since: Duration::ZERO,
+    };
     readiness.set(None);
     info!("ready");
     while !stop.is_cancelled() {
@@ -163,7 +164,7 @@ impl Scaler {
         stop.run_until_cancelled(tokio::time::sleep(FIRST_WORDS)).await;
         let mut brain = Brain::new(self.config.scaler.groups.clone());
         let mut assigner = Assigner::new(leadership.term());
-        let mut short = BTreeMap::new();
+        self.shortage.forget();
         let mut tick = tokio::time::interval(self.config.scaler.interval);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -194,7 +195,7 @@ impl Scaler {
                     let timer = self.metrics.round.start_timer();
                     let round = self.round(&mut brain, &mut assigner, &*leadership).await?;
                     timer.observe_duration();
-                    self.tell_short(&round, &mut short);
+                    self.shortage.tell(lock(&self.fleet).alive(self.began.elapsed()).count(), &round.unplaced);
                 }
             }
         }
@@ -210,7 +211,7 @@ impl Scaler {
         leadership: &dyn Leadership,
     ) -> Result<Round> {
         let models = self.catalog.read();
-        let queues = self.read_queues(&models).await;
+        let queues = self.queues.read(&self.broker, &models).await;
         let (clock, now) = (unix_ms(), self.began.elapsed());
         let (round, due) = {
             let fleet = lock(&self.fleet);
@@ -254,32 +255,6 @@ impl Scaler {
         Ok(round)
     }
 
-    /// How much waits for each started model.
-    async fn read_queues(&mut self, models: &BTreeMap<ModelName, Arc<Entry>>) -> BTreeMap<ModelName, Reading<Queued>> {
-        let mut started: Vec<ModelName> =
-            models.iter().filter(|(_, entry)| entry.started).map(|(model, _)| model.clone()).collect();
-        let broker = Arc::clone(&self.broker);
-        let read = |model: ModelName| {
-            let broker = Arc::clone(&broker);
-            async move {
-                let reading = match broker.depth(&model).await {
-                    Ok(lanes) => queued(&lanes),
-                    Err(BrokerError::UnknownModel(_)) => {
-                        Reading::Unknown(format!("its queue is missing: `sluice model start {model}` makes it again"))
-                    }
-                    Err(error) => Reading::Unknown(error.to_string()),
-                };
-                (model, reading)
-            }
-        };
-        let count = started.len().max(1);
-        started.rotate_left(self.read_first % count);
-        let reading = stream::iter(started).map(read).buffer_unordered(READ_AT_ONCE);
-        let read: BTreeMap<_, _> = reading.take_until(tokio::time::sleep(READ_WITHIN)).collect().await;
-        self.read_first = (self.read_first + read.len()) % count;
-        read
-    }
-
     async fn answer(&self, signal: Signal, topic: &str, brain: &mut Brain) {
         let Some(way_back) = signal.answer else { return };
         let (clock, now) = (unix_ms(), self.began.elapsed());
@@ -312,51 +287,4 @@ impl Scaler {
             debug!(%error, "could not answer");
         }
     }
-
-    /// Tells the operator's command what fits nowhere, if that has changed.
-    fn tell_short(&self, round: &Round, before: &mut BTreeMap<ModelName, usize>) {
-        let short: BTreeMap<ModelName, usize> =
-            round.unplaced.iter().map(|(model, unplaced)| (model.clone(), unplaced.slots)).collect();
-        if short == *before {
-            return;
-        }
-        let missing = |(model, Unplaced { slots, reason, .. }): (&ModelName, &Unplaced)| serde_json::json!({ "model": model, "slots": slots, "reason": reason });
-        let text =
-            serde_json::json!({ "unplaced": round.unplaced.iter().map(missing).collect::<Vec<_>>() }).to_string();
-        *before = short;
-        let Some((program, arguments)) = self.config.scaler.when_short.split_first() else { return };
-        let mut command = tokio::process::Command::new(program);
-        command.args(arguments).stdin(Stdio::piped()).kill_on_drop(true);
-        let program = program.clone();
-        tokio::spawn(async move {
-            let run = async {
-                let mut child = command.spawn()?;
-                if let Some(mut input) = child.stdin.take() {
-                    input.write_all(text.as_bytes()).await?;
-                }
-                child.wait().await
-            };
-            match tokio::time::timeout(Duration::from_secs(60), run).await {
-                Ok(Ok(status)) if status.success() => {}
-                Ok(Ok(status)) => warn!(program, %status, "`scaler.when_short` failed"),
-                Ok(Err(error)) => warn!(program, %error, "`scaler.when_short` cannot be run"),
-                Err(_) => warn!(program, "`scaler.when_short` did not end within a minute"),
-            }
-        });
-    }
-}
-
-fn queued(lanes: &[sluice_core::broker::LaneDepth]) -> Reading<Queued> {
-    let mut queued = Queued { ready: 0, in_flight: Some(0) };
-    for lane in lanes {
-        match &lane.ready {
-            Reading::Known(ready) => queued.ready += ready,
-            Reading::Unknown(reason) => return Reading::Unknown(reason.clone()),
-        }
-        queued.in_flight = match (&lane.in_flight, queued.in_flight) {
-            (Reading::Known(more), Some(sum)) => Some(sum + more),
-            _ => None,
-        };
-    }
-    Reading::Known(queued)
 }

@@ -2,7 +2,7 @@
 
 use sluice_core::assignment::Assignment;
 use sluice_core::manifest::Manifest;
-use sluice_core::report::{DeviceReport, Measured, Report, State};
+use sluice_core::report::{DeviceReport, Measured, ModelReport, Report, State};
 use sluice_core::scaler::{Answer, Explanation, LeaseRequest};
 
 use super::*;
@@ -239,6 +239,20 @@ fn a_model_that_fits_nowhere_says_so_once() {
     world.deploy("other", "min_slots = 4");
     world.rounds(100);
     assert_eq!(world.slots("other"), "a: 4");
+}
+
+#[test]
+fn slots_without_room_are_counted_until_there_are_hosts() {
+    let mut world = World::new(&[("a", 4)], Vec::new());
+    world.deploy("m", "min_slots = 7\nmax_slots = 8");
+    world.deploy("other", "min_slots = 1");
+    world.rounds(4);
+    let missing = |round: Round| round.unplaced.values().map(|unplaced| unplaced.slots).sum::<usize>();
+    assert_eq!(missing(world.round()), 4);
+    world.hosts.insert("b".into(), 4);
+    world.rounds(4);
+    assert_eq!(missing(world.round()), 0);
+    assert_eq!(world.explain("m").trouble, None);
 }
 
 #[test]
