@@ -14,6 +14,7 @@ use sluice_core::{Datatype, Envelope, InferRequest, ModelName, Tensor};
 use sluice_registry::{Location, Registry};
 use tempfile::TempDir;
 use xtask::broker::{Kind, Server};
+use xtask::certificates::Certificates;
 use xtask::process::Service;
 
 use crate::binaries;
@@ -30,6 +31,8 @@ pub struct Stack {
     /// The broker's server.
     pub server: Server,
     folder: TempDir,
+    /// If each part has a user of its own, as in production: the authority of the server's certificate.
+    authority: Option<PathBuf>,
     started: usize,
     admins: Vec<String>,
 }
@@ -45,13 +48,34 @@ impl Stack {
     /// Starts a broker, or takes a part of one that the tests of a run share.
     pub fn start(kind: Kind) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        Ok(Self { server: Server::share(kind, folder.path())?, folder, started: 0, admins: Vec::new() })
+        Ok(Self::of(Server::share(kind, folder.path())?, folder))
     }
 
     /// Starts a broker that can be stopped and started again.
     pub fn alone(kind: Kind) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        Ok(Self { server: Server::start(kind, folder.path())?, folder, started: 0, admins: Vec::new() })
+        Ok(Self::of(Server::start(kind, folder.path())?, folder))
+    }
+
+    /// Starts a broker with the production files: TLS, and each part with its own user and no more permissions than that has.
+    pub fn production(kind: Kind) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let authority = Certificates::make(folder.path())?.authority;
+        let server = Server::production(kind, folder.path(), folder.path())?;
+        Ok(Self { authority: Some(authority), ..Self::of(server, folder) })
+    }
+
+    fn of(server: Server, folder: TempDir) -> Self {
+        Self { server, folder, authority: None, started: 0, admins: Vec::new() }
+    }
+
+    /// How a part reaches the broker.
+    fn broker(&self, role: &str) -> Options {
+        let (url, management) = match self.authority {
+            Some(_) => self.server.urls_of(role),
+            None => (self.server.url(), self.server.management()),
+        };
+        Options { management, tls_ca: self.authority.clone(), ..Options::new(url, role) }
     }
 
     /// The folder of this stack.
@@ -106,7 +130,7 @@ impl Stack {
         let registry = self.registry_url();
         let config = format!(
             "{}[registry]\nurl = \"{registry}\"\n[scaler]\nname = \"{name}\"\nadmin = \"127.0.0.1:{admin}\"\n{extra}\n",
-            self.broker_section(&self.server.url(), "")
+            broker_section(&self.broker("scaler"), "")
         );
         let file = self.file(&format!("{name}.toml"), config)?;
         let mut command = Command::new(binaries::path("sluice-scaler")?);
@@ -124,7 +148,8 @@ impl Stack {
             "capacity = {{ cpu = {capacity} }}\ncache = \"{}\"\n[registry]\nurl = \"{registry}\"\n",
             cache.display()
         );
-        let mut worker = self.start_worker_at(&url, "", &config)?;
+        let broker = Options { url, ..self.broker("worker") };
+        let mut worker = self.start_worker_at(&broker, "", &config)?;
         worker.process.wait_for_line(": ready", SOON)?;
         Ok(worker)
     }
@@ -137,14 +162,6 @@ impl Stack {
         port.parse().with_context(|| format!("no port in {url}"))
     }
 
-    fn broker_section(&self, url: &str, extra: &str) -> String {
-        let mut section = format!("[broker]\nurl = \"{url}\"\n{extra}\n");
-        if let Some(management) = self.server.management() {
-            section += &format!("management = \"{management}\"\n");
-        }
-        section
-    }
-
     /// Starts a worker and does not wait.
     pub fn launch(&mut self, packages: &[(&Path, usize)], extra: &str) -> Result<Worker> {
         let slot = |(package, count): &(&Path, usize)| {
@@ -155,14 +172,14 @@ impl Stack {
     }
 
     fn start_worker(&mut self, broker: &str, slots: &str) -> Result<Worker> {
-        self.start_worker_at(&self.server.url(), broker, slots)
+        self.start_worker_at(&self.broker("worker"), broker, slots)
     }
 
-    fn start_worker_at(&mut self, url: &str, broker: &str, slots: &str) -> Result<Worker> {
+    fn start_worker_at(&mut self, broker: &Options, extra: &str, slots: &str) -> Result<Worker> {
         self.started += 1;
         let name = format!("worker-{}", self.started);
         let admin = xtask::process::free_port()?;
-        let mut config = self.broker_section(url, broker);
+        let mut config = broker_section(broker, extra);
         config += &format!("[worker]\nhost = \"{name}\"\nadmin = \"127.0.0.1:{admin}\"\n");
         config += slots;
         let file = self.folder().join(format!("{name}.toml"));
@@ -180,17 +197,28 @@ impl Stack {
 
     /// Runs the command line to its end.
     pub fn cli(&self, arguments: &[&str]) -> Result<Output> {
-        self.cli_command(arguments)?.output().context("cannot run sluice")
+        self.cli_as("manager", arguments)
+    }
+
+    /// Runs the command line of somebody with this role to its end.
+    pub fn cli_as(&self, role: &str, arguments: &[&str]) -> Result<Output> {
+        self.command_as(role, arguments)?.output().context("cannot run sluice")
     }
 
     /// The command line, not started.
     pub fn cli_command(&self, arguments: &[&str]) -> Result<Command> {
+        self.command_as("manager", arguments)
+    }
+
+    fn command_as(&self, role: &str, arguments: &[&str]) -> Result<Command> {
+        let broker = self.broker(role);
         let mut command = Command::new(binaries::path("sluice")?);
         command
             .args(arguments)
-            .env("SLUICE_BROKER", self.server.url())
+            .env("SLUICE_BROKER", broker.url)
             .env("SLUICE_REGISTRY", self.registry_url())
-            .envs(self.server.management().map(|url| ("SLUICE_MANAGEMENT", url)))
+            .envs(broker.management.map(|url| ("SLUICE_MANAGEMENT", url)))
+            .envs(broker.tls_ca.map(|file| ("SLUICE_TLS_CA", file)))
             .current_dir(self.folder())
             .env_remove("RUST_LOG");
         Ok(command)
@@ -206,14 +234,12 @@ impl Stack {
 
     /// The registry, by a way of one's own.
     pub async fn registry(&self) -> Result<Registry> {
-        let broker = Options::new(self.server.url(), "test");
-        Ok(sluice_registry::open(&Location::new(self.registry_url()), &broker).await?)
+        Ok(sluice_registry::open(&Location::new(self.registry_url()), &self.broker("manager")).await?)
     }
 
     /// A connection of a caller's own.
     pub async fn connect(&self) -> Result<Arc<dyn Broker>> {
-        let options = Options { management: self.server.management(), ..Options::new(self.server.url(), "test") };
-        Ok(sluice_broker::connect(&options).await?)
+        Ok(sluice_broker::connect(&self.broker("producer")).await?)
     }
 
     /// Waits until nothing of a model waits or runs any more.
@@ -241,6 +267,17 @@ impl Stack {
         std::fs::write(&path, content)?;
         Ok(path)
     }
+}
+
+fn broker_section(broker: &Options, extra: &str) -> String {
+    let mut section = format!("[broker]\nurl = \"{}\"\n{extra}\n", broker.url);
+    if let Some(management) = &broker.management {
+        section += &format!("management = \"{management}\"\n");
+    }
+    if let Some(authority) = &broker.tls_ca {
+        section += &format!("tls_ca = \"{}\"\n", authority.display());
+    }
+    section
 }
 
 impl Worker {

@@ -75,6 +75,14 @@ impl Server {
         })
     }
 
+    /// Starts one with the production files and the certificates in that folder.
+    pub fn production(kind: Kind, folder: &Path, certificates: &Path) -> Result<Self> {
+        Ok(match kind {
+            Kind::Nats => Server::Nats(NatsServer::production(folder, certificates)?),
+            Kind::RabbitMq => Server::RabbitMq(RabbitServer::production(folder, certificates)?),
+        })
+    }
+
     /// As [`Server::start`], but RabbitMQ, which takes its time to start, is shared with the other tests of a run.
     pub fn share(kind: Kind, folder: &Path) -> Result<Self> {
         match VirtualHost::on_the_runs_server()? {
@@ -97,6 +105,15 @@ impl Server {
             Server::Nats(server) => server.url(),
             Server::RabbitMq(server) => server.url(),
             Server::VirtualHost(host) => host.url(),
+        }
+    }
+
+    /// The URL for a user of the production files, and of RabbitMQ's management API.
+    pub fn urls_of(&self, user: &str) -> (String, Option<String>) {
+        match self {
+            Server::Nats(server) => (server.url_of(user), None),
+            Server::RabbitMq(server) => (server.url_of(user), Some(server.management_of(user))),
+            Server::VirtualHost(host) => (host.url(), Some(host.management())),
         }
     }
 

@@ -1,4 +1,4 @@
-//! Certificates for a server on this machine, signed by an authority of the test's own.
+//! Certificates for a server on this machine, signed by an authority of one's own. Behind a feature: only tests need them.
 
 use std::path::{Path, PathBuf};
 
@@ -7,8 +7,11 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 
 /// Where they are.
 pub struct Certificates {
+    /// The authority's, for clients.
     pub authority: PathBuf,
+    /// The server's.
     pub certificate: PathBuf,
+    /// The server's private key.
     pub key: PathBuf,
 }
 

@@ -3,6 +3,8 @@
 
 pub mod broker;
 pub mod cache;
+#[cfg(feature = "certificates")]
+pub mod certificates;
 pub mod fetch;
 pub mod http;
 pub mod nats;

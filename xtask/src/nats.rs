@@ -27,6 +27,15 @@ impl NatsServer {
         Ok(server)
     }
 
+    /// Starts one with the production file and with `certificate.pem` and `key.pem` of that folder. Its users have passwords as
+    /// [`production_environment`] says.
+    pub fn production(folder: &Path, certificates: &Path) -> Result<Self> {
+        let environment = production_environment(certificates)?;
+        let environment: Vec<(&str, &str)> =
+            environment.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        Self::start("production.conf", folder, &environment)
+    }
+
     /// Chooses the port and the folder, and does not start yet.
     pub fn prepare(config: &str, folder: &Path) -> Result<Self> {
         Ok(Self {
@@ -74,8 +83,28 @@ impl NatsServer {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
+    /// The URL for a user of the production file.
+    pub fn url_of(&self, user: &str) -> String {
+        format!("tls://{user}:{user}-pass@127.0.0.1:{}", self.port)
+    }
+
     /// Its process id while it runs.
     pub fn id(&self) -> Option<u32> {
         self.service.as_ref().map(Service::id)
     }
+}
+
+/// What the production files want to know: where certificates are, and a password for each user (`<user>-pass`).
+pub fn production_environment(certificates: &Path) -> Result<Vec<(String, String)>> {
+    let file = |name: &str| format!("'{}'", certificates.join(name).display());
+    let mut environment = vec![
+        ("SLUICE_TLS_CA".to_owned(), file("ca.pem")),
+        ("SLUICE_TLS_CERTIFICATE".to_owned(), file("certificate.pem")),
+        ("SLUICE_TLS_KEY".to_owned(), file("key.pem")),
+        ("SLUICE_NATS_MONITOR".to_owned(), format!("'127.0.0.1:{}'", free_port()?)),
+    ];
+    for user in ["producer", "worker", "scaler", "gateway", "manager", "monitoring", "staging", "admin"] {
+        environment.push((format!("SLUICE_{}_PASSWORD", user.to_uppercase()), format!("'{user}-pass'")));
+    }
+    Ok(environment)
 }

@@ -156,14 +156,14 @@ impl RabbitServer {
         format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.ports.amqp)
     }
 
-    /// The port for AMQP.
-    pub fn port(&self) -> u16 {
-        self.ports.amqp
+    /// The URL for a user of the production files.
+    pub fn url_of(&self, user: &str) -> String {
+        format!("amqps://{user}:{user}-pass@127.0.0.1:{}/sluice", self.ports.amqp)
     }
 
-    /// The port of the management API.
-    pub fn management_port(&self) -> u16 {
-        self.ports.management
+    /// The management API for a user of the production files.
+    pub fn management_of(&self, user: &str) -> String {
+        format!("https://{user}:{user}-pass@127.0.0.1:{}", self.ports.management)
     }
 
     /// Its process id while it runs.

@@ -2,7 +2,6 @@
 //! once per broker; what only one broker has is in a file of its own.
 
 mod answering;
-mod certificates;
 mod consuming;
 mod leading;
 mod nats_roles;

@@ -1,6 +1,5 @@
 //! The production files: each role can do its work over TLS, and none another's.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,36 +8,12 @@ use bytes::Bytes;
 use sluice_broker::{Options, connect, open_store};
 use sluice_core::broker::{Broker, BrokerError, Limited, QueueLimits, Settlement};
 use sluice_core::{ErrorCode, StoreError};
-use xtask::nats::NatsServer;
+use xtask::certificates::Certificates;
+use xtask::nats::{NatsServer, production_environment};
 use xtask::process::free_port;
 
-use crate::certificates::Certificates;
 use crate::rig::{self, SOON, id, model, next, request};
 use crate::roles::{Served, a_reply, manages};
-
-const ROLES: [&str; 8] = ["producer", "worker", "scaler", "gateway", "manager", "monitoring", "staging", "admin"];
-
-/// Certificates and passwords as the files want them.
-fn environment(folder: &Path) -> Result<Vec<(String, String)>> {
-    let certificates = Certificates::make(folder)?;
-    let mut environment: Vec<(String, String)> = [
-        ("SLUICE_TLS_CA", &certificates.authority),
-        ("SLUICE_TLS_CERTIFICATE", &certificates.certificate),
-        ("SLUICE_TLS_KEY", &certificates.key),
-    ]
-    .map(|(name, path)| (name.to_owned(), format!("'{}'", path.display())))
-    .to_vec();
-    environment.push(("SLUICE_NATS_MONITOR".into(), format!("'127.0.0.1:{}'", free_port()?)));
-    for role in ROLES {
-        environment.push((format!("SLUICE_{}_PASSWORD", role.to_uppercase()), format!("'{role}-pass'")));
-    }
-    Ok(environment)
-}
-
-fn start(config: &str, folder: &Path, environment: &[(String, String)]) -> Result<NatsServer> {
-    let borrowed: Vec<(&str, &str)> = environment.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-    NatsServer::start(config, folder, &borrowed)
-}
 
 struct Production {
     server: NatsServer,
@@ -48,19 +23,16 @@ struct Production {
 impl Production {
     fn start() -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let environment = environment(folder.path())?;
-        Ok(Self { server: start("production.conf", folder.path(), &environment)?, folder })
+        Certificates::make(folder.path())?;
+        Ok(Self { server: NatsServer::production(folder.path(), folder.path())?, folder })
     }
 
-    fn options(&self, role: &str, password: &str) -> Options {
-        Options {
-            tls_ca: Some(self.folder.path().join("ca.pem")),
-            ..Options::new(format!("tls://{role}:{password}@127.0.0.1:{}", self.server.port()), role)
-        }
+    fn options(&self, role: &str) -> Options {
+        Options { tls_ca: Some(self.folder.path().join("ca.pem")), ..Options::new(self.server.url_of(role), role) }
     }
 
     async fn connect(&self, role: &str) -> Result<Arc<dyn Broker>> {
-        Ok(connect(&self.options(role, &format!("{role}-pass"))).await?)
+        Ok(connect(&self.options(role)).await?)
     }
 
     /// A client that is bound to nothing but its credentials.
@@ -145,7 +117,7 @@ async fn every_role_can_do_its_work_over_tls() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_manager_writes_the_registry_and_the_others_read_it_or_not_even_that() -> Result<()> {
     let production = Production::start()?;
-    let store = async |role: &str| open_store(&production.options(role, &format!("{role}-pass"))).await;
+    let store = async |role: &str| open_store(&production.options(role)).await;
     let manager = store("manager").await?;
     let file = production.folder.path().join("weights");
     std::fs::write(&file, b"weights")?;
@@ -257,10 +229,12 @@ async fn accounts_see_nothing_of_each_other() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_credentials_and_plain_connections_are_refused_clearly() -> Result<()> {
     let production = Production::start()?;
-    let error = connect(&production.options("worker", "wrong")).await.err().expect("a wrong password");
+    let mut options = production.options("worker");
+    options.url = options.url.replace("worker-pass", "wrong");
+    let error = connect(&options).await.err().expect("a wrong password");
     assert!(matches!(error, BrokerError::Denied(_)), "{error:?}");
     assert!(!error.to_string().contains("wrong"), "the password is not shown: {error}");
-    let mut plain = production.options("worker", "worker-pass");
+    let mut plain = production.options("worker");
     plain.tls_ca = None;
     assert!(connect(&plain).await.is_err(), "an unknown certificate authority");
     Ok(())
@@ -269,7 +243,8 @@ async fn wrong_credentials_and_plain_connections_are_refused_clearly() -> Result
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_of_three_goes_on_without_one_of_them() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let environment = environment(folder.path())?;
+    Certificates::make(folder.path())?;
+    let environment = production_environment(folder.path())?;
     let ports = [free_port()?, free_port()?, free_port()?];
     let mut nodes = Vec::new();
     for (index, port) in ports.iter().enumerate() {
@@ -281,12 +256,10 @@ async fn a_cluster_of_three_goes_on_without_one_of_them() -> Result<()> {
         }
         let store = folder.path().join(format!("node-{index}"));
         std::fs::create_dir(&store)?;
-        nodes.push(start("cluster/node.conf", &store, &own)?);
+        let own: Vec<(&str, &str)> = own.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        nodes.push(NatsServer::start("cluster/node.conf", &store, &own)?);
     }
-    let urls = |role: &str| -> String {
-        let one = |node: &NatsServer| format!("tls://{role}:{role}-pass@127.0.0.1:{}", node.port());
-        nodes.iter().map(one).collect::<Vec<_>>().join(",")
-    };
+    let urls = |role: &str| -> String { nodes.iter().map(|node| node.url_of(role)).collect::<Vec<_>>().join(",") };
     let options = |role: &str| Options {
         tls_ca: Some(folder.path().join("ca.pem")),
         replicas: 3,

@@ -8,9 +8,9 @@ use lapin::types::FieldTable;
 use sluice_broker::{Options, connect};
 use sluice_core::ErrorCode;
 use sluice_core::broker::{Broker, BrokerError, Death, Limited, QueueLimits, Settlement};
+use xtask::certificates::Certificates;
 use xtask::rabbitmq::RabbitServer;
 
-use crate::certificates::Certificates;
 use crate::rig::{SOON, id, model, next, request};
 use crate::roles::{Served, a_reply, manages};
 
@@ -30,22 +30,21 @@ impl Production {
         Ok(Self { server, certificates, _folder: folder })
     }
 
-    fn options(&self, role: &str, password: &str) -> Options {
-        let (port, management) = (self.server.port(), self.server.management_port());
+    fn options(&self, role: &str) -> Options {
         Options {
             tls_ca: Some(self.certificates.authority.clone()),
-            management: Some(format!("https://{role}:{password}@127.0.0.1:{management}")),
-            ..Options::new(format!("amqps://{role}:{password}@127.0.0.1:{port}/sluice"), role)
+            management: Some(self.server.management_of(role)),
+            ..Options::new(self.server.url_of(role), role)
         }
     }
 
     async fn connect(&self, role: &str) -> Result<Arc<dyn Broker>> {
-        Ok(connect(&self.options(role, &format!("{role}-pass"))).await?)
+        Ok(connect(&self.options(role)).await?)
     }
 
     /// A channel that is bound to nothing but its credentials.
     async fn raw(&self, role: &str) -> Result<lapin::Channel> {
-        let url = self.options(role, &format!("{role}-pass")).url.parse().map_err(anyhow::Error::msg)?;
+        let url = self.options(role).url.parse().map_err(anyhow::Error::msg)?;
         let authority = std::fs::read_to_string(&self.certificates.authority)?;
         let tls = lapin::tcp::OwnedTLSConfig { cert_chain: Some(authority), ..Default::default() };
         let properties = lapin::ConnectionProperties::default();
@@ -150,15 +149,17 @@ async fn no_role_can_do_anothers_work() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_credentials_and_strange_places_are_refused_clearly() -> Result<()> {
     let production = Production::start()?;
-    let error = connect(&production.options("worker", "wrong")).await.err().expect("a wrong password");
+    let mut options = production.options("worker");
+    options.url = options.url.replace("worker-pass", "wrong");
+    let error = connect(&options).await.err().expect("a wrong password");
     assert!(matches!(error, BrokerError::Denied(_)), "{error:?}");
     assert!(!error.to_string().contains("wrong"), "the password is not shown: {error}");
-    let mut stranger = production.options("worker", "worker-pass");
+    let mut stranger = production.options("worker");
     stranger.tls_ca = None;
     assert!(connect(&stranger).await.is_err(), "an unknown certificate authority");
     // A virtual host that is not there, and one where this user may not be.
     for (place, expected) in [("nowhere", "vhost nowhere not found"), ("%2f", "vhost")] {
-        let mut elsewhere = production.options("worker", "worker-pass");
+        let mut elsewhere = production.options("worker");
         elsewhere.url = elsewhere.url.replace("/sluice", &format!("/{place}"));
         let error = connect(&elsewhere).await.err().expect("it is not for this user");
         assert!(matches!(&error, BrokerError::Denied(text) if text.contains(expected)), "{place}: {error:?}");

@@ -62,7 +62,9 @@ on_each_broker! {
         a_host_is_drained_under_load_and_used_again,
         devices_are_lent_for_a_command_and_reclaimed,
         a_host_that_is_cut_off_is_replaced_and_told_to_drop_when_it_is_back,
-        an_outage_of_the_broker_takes_no_slot_away;
+        an_outage_of_the_broker_takes_no_slot_away,
+        each_part_does_its_work_with_the_permissions_of_its_role,
+        a_command_is_told_what_fits_nowhere_and_when_it_fits_again;
     files:
         digits_from_a_file_are_recognised_in_order,
         failed_rows_go_to_their_own_file_with_line_and_reason,

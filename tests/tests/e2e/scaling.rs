@@ -419,3 +419,87 @@ pub async fn an_outage_of_the_broker_takes_no_slot_away(kind: Kind) -> Result<()
     ensure!(log.contains("from=1 to=0"), "{log}");
     Ok(())
 }
+
+pub async fn each_part_does_its_work_with_the_permissions_of_its_role(kind: Kind) -> Result<()> {
+    let mut stack = Stack::production(kind)?;
+    let mut scaler = stack.scaler("")?;
+    scaler.wait_for_line("leading", SOON)?;
+    let mut standby = stack.scaler("")?;
+    standby.wait_for_line("waiting for the lead", SOON)?;
+    let _hosts = [stack.host(1)?, stack.host(1)?];
+    deploy(&stack, 40, QUICK)?;
+    until(&stack, "silence", |slots| slots.is_empty())?;
+    let produce = |arguments: &[&str]| -> Result<String> {
+        let output = stack.cli_as("producer", arguments)?;
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "{arguments:?}: {text}\n{}", scaler.log());
+        Ok(text)
+    };
+    let answer = produce(&["infer", "m", "--input", "x=[1,2,3,4]", "--timeout", "30s"])?;
+    ensure!(answer.contains("8.0"), "{answer}");
+    // Durable answers, and enough of a burst for both hosts.
+    let lines: String = (0..600).map(|row| format!("{row},0,0,0\n")).collect();
+    let input = stack.file("rows.csv", lines)?;
+    let answers = stack.folder().join("answers.jsonl");
+    let answering = std::thread::scope(|scope| {
+        let (from, to) = (input.display().to_string(), answers.display().to_string());
+        let submitting = scope
+            .spawn(move || produce(&["submit", "m", &from, "--columns", "0-3", "--rows-per-message", "1", "-o", &to]));
+        until(&stack, "spread", |slots| slots.len() == 2)?;
+        let drained = stack.cli(&["hosts", "drain", "worker-3"])?;
+        ensure!(drained.status.success(), "{}", String::from_utf8_lossy(&drained.stderr));
+        until(&stack, "move", |slots| slots.len() == 1 && slots[0].0 == "worker-4")?;
+        submitting.join().unwrap_or_else(|_| bail!("submitting panicked"))
+    });
+    answering?;
+    ensure!(std::fs::read_to_string(&answers)?.lines().count() == 600);
+    // Another takes over, and what was said of the hosts still holds.
+    scaler.kill();
+    standby.wait_for_line("leading", SOON)?;
+    let hosts = json(&stack, &["hosts", "--json"])?;
+    let gate = |name: &str| -> Option<Value> {
+        hosts.as_array()?.iter().find(|host| host["host"] == name).map(|host| host["assignment"]["gate"].clone())
+    };
+    ensure!(gate("worker-3") == Some("drained".into()), "{hosts}");
+    until(&stack, "way back to none", |slots| slots.is_empty())?;
+    let lease = stack.cli(&["lease", "acquire", "--wait", "--for", "1m", "--", "true"])?;
+    ensure!(lease.status.success(), "{}", String::from_utf8_lossy(&lease.stderr));
+    Ok(())
+}
+
+pub async fn a_command_is_told_what_fits_nowhere_and_when_it_fits_again(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
+    let told = stack.folder().join("told.jsonl");
+    let command = format!("when_short = [\"/bin/sh\", \"-c\", \"cat >> {0}; echo >> {0}\"]", told.display());
+    let mut scaler = stack.scaler(&command)?;
+    scaler.wait_for_line("leading", SOON)?;
+    let _host = stack.host(2)?;
+    deploy(&stack, 1, &QUICK.replace("max_slots = 6", "min_slots = 5\nmax_slots = 6"))?;
+    let until_told = |slots: Option<u64>| -> Result<()> {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let text = std::fs::read_to_string(&told).unwrap_or_default();
+            let last: Value = text.lines().last().and_then(|line| serde_json::from_str(line).ok()).unwrap_or_default();
+            let unplaced = last["unplaced"].as_array();
+            let fits = match slots {
+                None => unplaced.is_some_and(Vec::is_empty),
+                Some(slots) => unplaced.is_some_and(|unplaced| {
+                    unplaced.len() == 1
+                        && unplaced[0]["model"] == "m"
+                        && unplaced[0]["slots"] == slots
+                        && unplaced[0]["reason"].as_str().is_some_and(|reason| !reason.is_empty())
+                }),
+            };
+            if fits {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "not told of {slots:?}: {text}\n{}", scaler.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    until_told(Some(3))?;
+    let _second = stack.host(2)?;
+    until_told(Some(1))?;
+    let _third = stack.host(2)?;
+    until_told(None)
+}
