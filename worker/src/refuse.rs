@@ -1,5 +1,6 @@
 //! A stopped model whose profile says so: every request is answered at once that the model is stopped.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -17,7 +18,7 @@ const CREDIT: usize = 256;
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Refuses requests until `stop`.
-pub async fn refuse(replier: Replier, stop: CancellationToken) -> Result<()> {
+pub async fn refuse(replier: Arc<Replier>, stop: CancellationToken) -> Result<()> {
     let Some(consumer) = consume(&*replier.broker, &replier.model, CREDIT, &stop).await else { return Ok(()) };
     let mut consumer = consumer?;
     while let Some(delivery) = stop.run_until_cancelled(consumer.next()).await {
@@ -35,7 +36,7 @@ pub async fn refuse(replier: Replier, stop: CancellationToken) -> Result<()> {
             Ok(undecoded) => (undecoded.ticket, Rejection::Refused(stopped(replier.model.as_str()))),
             Err(rejected) => rejected,
         };
-        replier.conclude(ticket, Verdict::Rejected(rejection)).await;
+        Arc::clone(&replier).conclude(ticket, Verdict::Rejected(rejection)).await;
     }
     consumer.stop().await;
     Ok(())

@@ -47,7 +47,7 @@ struct Undeliverable(Failure);
 
 impl Replier {
     /// Ends a request. What cannot be ended now is left unsettled, and the broker delivers it again.
-    pub async fn conclude(&self, ticket: Box<Ticket>, verdict: Verdict) {
+    pub async fn conclude(self: Arc<Self>, ticket: Box<Ticket>, verdict: Verdict) {
         let lane = ticket.lane;
         let id = ticket.id.clone();
         let outcome = self.settle(ticket, verdict).await;

@@ -65,14 +65,14 @@ pub struct Ready {
 
 impl Serving {
     /// What ends its requests.
-    pub fn replier(&self) -> Replier {
-        Replier {
+    pub fn replier(&self) -> Arc<Replier> {
+        Arc::new(Replier {
             broker: Arc::clone(&self.broker),
             model: self.package.manifest.name.clone(),
             limits: self.package.manifest.limits.clone(),
             host: self.host.clone(),
             metrics: Arc::clone(&self.metrics),
-        }
+        })
     }
 
     /// Loads the model, warms it up, and makes its queue: a model that cannot be served takes no requests.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
+use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use sluice_core::broker::{Consumer, Delivery};
 use sluice_core::clock::{self, unix_ms};
@@ -78,7 +79,7 @@ impl Station {
         let mut slots_gauge = serving.metrics.slots();
         slots_gauge.set(0, slots.len(), 0);
         Self {
-            replier: Arc::new(serving.replier()),
+            replier: serving.replier(),
             slots_gauge,
             serving,
             next_slot: slots.len(),
@@ -101,7 +102,7 @@ impl Station {
         let Tuned { package, count } = tuned;
         self.batcher.set_limits(package.manifest.batching.max_rows, package.manifest.batching.max_delay);
         self.serving.package = package;
-        self.replier = Arc::new(self.serving.replier());
+        self.replier = self.serving.replier();
         self.resize(count)
     }
 
@@ -311,18 +312,17 @@ impl Station {
 
     /// Ends requests, without waiting for it.
     fn conclude(&self, verdicts: Vec<(Box<Ticket>, Verdict)>) {
-        let replier = Arc::clone(&self.replier);
-        self.replying.spawn(async move {
-            // All at once, since a durable answer takes a round trip; but most are sent at the first poll.
-            let mut unfinished = FuturesUnordered::new();
-            for (ticket, verdict) in verdicts {
-                let mut ending = Box::pin(replier.conclude(ticket, verdict));
-                if futures_util::poll!(&mut ending).is_pending() {
-                    unfinished.push(ending);
-                }
+        // Most are ended at the first poll. The others all at once, since a durable answer takes a round trip.
+        let unfinished = FuturesUnordered::new();
+        for (ticket, verdict) in verdicts {
+            let mut ending = Box::pin(Arc::clone(&self.replier).conclude(ticket, verdict));
+            if ending.as_mut().now_or_never().is_none() {
+                unfinished.push(ending);
             }
-            while unfinished.next().await.is_some() {}
-        });
+        }
+        if !unfinished.is_empty() {
+            self.replying.spawn(unfinished.collect::<()>());
+        }
     }
 
     /// Stops intake and hands back what waits. What runs goes on.

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::{Client, Message};
@@ -38,13 +38,17 @@ const ORDER_LOST: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub(super) struct Unsettled {
     lanes: [AtomicUsize; 3],
+    /// Whether orders wait for some to be settled.
+    awaited: AtomicBool,
     changed: Notify,
 }
 
 impl Unsettled {
     pub(super) fn settled(&self, lane: Lane) {
-        self.lanes[lane.index()].fetch_sub(1, Ordering::AcqRel);
-        self.changed.notify_one();
+        self.lanes[lane.index()].fetch_sub(1, Ordering::SeqCst);
+        if self.awaited.load(Ordering::SeqCst) {
+            self.changed.notify_one();
+        }
     }
 }
 
@@ -189,8 +193,10 @@ impl NatsConsumer {
     /// Sends the orders that `pull` says are due.
     async fn order(&mut self) -> Result<()> {
         if self.outbox.is_empty() {
+            // Before they are counted: what is settled from here on is told.
+            self.unsettled.awaited.store(true, Ordering::SeqCst);
             for (lane, state) in self.lanes.iter_mut().enumerate() {
-                state.unsettled = self.unsettled.lanes[lane].load(Ordering::Acquire);
+                state.unsettled = self.unsettled.lanes[lane].load(Ordering::SeqCst);
             }
             for (lane, order) in Lane::ALL.into_iter().zip(pull::plan(self.credit, &self.lanes)) {
                 if order.backlog > 0 {
@@ -200,6 +206,9 @@ impl NatsConsumer {
                     self.outbox.push((lane, order.standing, Mode::Standing));
                 }
             }
+        }
+        if self.outbox.is_empty() && !pull::waits_for_settlements(self.credit, &self.lanes) {
+            self.unsettled.awaited.store(false, Ordering::SeqCst);
         }
         while let Some((lane, amount, mode)) = self.outbox.last().copied() {
             let request = match mode {

@@ -95,6 +95,12 @@ pub(super) fn plan(credit: usize, lanes: &[LaneState; 3]) -> [Order; 3] {
     orders
 }
 
+/// Whether more would be asked for if all that was delivered were settled: if not, nothing waits for that.
+pub(super) fn waits_for_settlements(credit: usize, lanes: &[LaneState; 3]) -> bool {
+    let settled = lanes.map(|lane| LaneState { unsettled: 0, ..lane });
+    plan(credit, &settled).iter().any(|order| *order != Order::default())
+}
+
 /// More waits than comes by standing orders, or did when the order that is out was sent.
 fn is_busy(lane: &LaneState) -> bool {
     lane.backlog > 0 || usize::try_from(lane.pending).unwrap_or(usize::MAX) > lane.standing
@@ -188,6 +194,26 @@ mod tests {
             let credit = credit.max(LEAST_CREDIT);
             let old: usize = (0..3).map(|index| lanes[index].standing.saturating_sub(standing(credit, index))).sum();
             prop_assert!(ordered == 0 || used + ordered <= credit + old);
+        }
+
+        #[test]
+        fn nothing_is_ordered_after_settlements_that_nothing_waited_for(
+            credit in 0..300_usize,
+            lanes in prop::array::uniform3((0..70_usize, 0..70_usize, 0..100_usize, 0..200_u64)),
+            settled in prop::array::uniform3(0.0..1.0_f64),
+        ) {
+            let mut lanes = lanes
+                .map(|(standing, backlog, unsettled, pending)| LaneState { standing, backlog, unsettled, pending });
+            // As it is once what is due has been ordered.
+            for (lane, order) in lanes.iter_mut().zip(plan(credit, &lanes.clone())) {
+                lane.standing += order.standing;
+                lane.backlog += order.backlog;
+            }
+            let waits = waits_for_settlements(credit, &lanes);
+            for (lane, settled) in lanes.iter_mut().zip(settled) {
+                lane.unsettled -= (lane.unsettled as f64 * settled) as usize;
+            }
+            prop_assert!(waits || plan(credit, &lanes) == [Order::default(); 3]);
         }
 
         #[test]
