@@ -140,6 +140,9 @@ impl Ready {
                     if let Some(consumer) = &mut consumer {
                         consumer.set_credit(station.credit());
                     }
+                    // The slot has work again before the answers leave, and those leave before anything else is looked at.
+                    station.dispatch()?;
+                    tokio::task::yield_now().await;
                 }
                 Ok(()) = tuned.changed() => {
                     let tuned = tuned.borrow_and_update().clone();

@@ -34,8 +34,7 @@ struct Row {
     p99_ms: f64,
     /// The figure that it is compared with: rows per second, or at window 1 the p50 in milliseconds.
     baseline: f64,
-    /// Of rates: ours over the baseline. At window 1: our p50 less the model's own time, over the baseline's. The median
-    /// over the rounds: what ran one after the other is compared, so that a machine whose speed drifts matters less.
+    /// Of rates: ours over the baseline. At window 1: our p50 less the model's own time, over the baseline's.
     ratio: f64,
     /// CPU time of all processes per request, in microseconds, ours and the baseline's.
     cpu_us: f64,
@@ -59,25 +58,35 @@ impl Measured {
     }
 }
 
+/// The window of the case that computes.
+const COMPUTE_WINDOW: usize = 128;
+
 struct Options {
     rounds: usize,
     seconds: f64,
     json: Option<PathBuf>,
     only: Option<String>,
+    window: Option<usize>,
     brokers: Vec<Kind>,
 }
 
 const HELP: &str = "\
-Usage: cargo xtask bench [--rounds N] [--seconds S] [--broker nats|rabbitmq] [--only WORD] [--json FILE]
+Usage: cargo xtask bench [--rounds N] [--seconds S] [--broker nats|rabbitmq] [--only WORD] [--window N] [--json FILE]
 
-Runs each case and its baseline in turn, N times (5) of S seconds (3) each, and prints the medians. --broker runs those
-on one broker, --only those whose names contain WORD: overhead, packed, compute. --json writes a list of {case, broker, window,
+Runs each case N times (5) of S seconds (3), its baseline before and after each, and prints the medians. --broker runs those
+on one broker, --only those whose names contain WORD: overhead, packed, compute, --window those of that window. --json writes a list of {case, broker, window,
 rows_per_message, rate, p50_ms, p99_ms, baseline, ratio, cpu_us, baseline_cpu_us}.
 ";
 
 fn main() -> Result<()> {
-    let mut options =
-        Options { rounds: 5, seconds: 3.0, json: None, only: None, brokers: vec![Kind::Nats, Kind::RabbitMq] };
+    let mut options = Options {
+        rounds: 5,
+        seconds: 3.0,
+        json: None,
+        only: None,
+        window: None,
+        brokers: vec![Kind::Nats, Kind::RabbitMq],
+    };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
@@ -87,6 +96,7 @@ fn main() -> Result<()> {
             "--json" => options.json = Some(value()?.into()),
             "--broker" => options.brokers = vec![value()?.parse()?],
             "--only" => options.only = Some(value()?),
+            "--window" => options.window = Some(value()?.parse()?),
             "--help" | "-h" => {
                 print!("{HELP}");
                 return Ok(());
@@ -104,13 +114,14 @@ fn main() -> Result<()> {
 }
 
 async fn run(options: &Options) -> Result<Vec<Row>> {
-    let wanted = |case: &str| options.only.as_ref().is_none_or(|word| case.contains(word.as_str()));
+    let wanted = |case: &str, window: usize| {
+        options.only.as_ref().is_none_or(|word| case.contains(word.as_str()))
+            && options.window.is_none_or(|only| only == window)
+    };
     let mut rows = Vec::new();
     for broker in options.brokers.iter().copied() {
-        if wanted("overhead") || wanted("packed") {
-            overhead(options, broker, &wanted, &mut rows).await?;
-        }
-        if wanted("compute") {
+        overhead(options, broker, &wanted, &mut rows).await?;
+        if wanted("compute", COMPUTE_WINDOW) {
             rows.push(compute(options, broker).await?);
         }
     }
@@ -118,29 +129,41 @@ async fn run(options: &Options) -> Result<Vec<Row>> {
 }
 
 /// The whole path with a model that costs next to nothing, against the raw loop.
-async fn overhead(options: &Options, broker: Kind, wanted: &dyn Fn(&str) -> bool, rows: &mut Vec<Row>) -> Result<()> {
+async fn overhead(
+    options: &Options,
+    broker: Kind,
+    wanted: &dyn Fn(&str, usize) -> bool,
+    rows: &mut Vec<Row>,
+) -> Result<()> {
     let cases =
         [("overhead", 1, 1), ("overhead", 64, 1), ("overhead", 1024, 1), ("packed", 256, 16), ("packed", 256, 64)];
-    for (case, window, packed) in cases.into_iter().filter(|(case, ..)| wanted(case)) {
-        let (mut ours, mut baseline, mut model) = (Vec::new(), Vec::new(), Vec::new());
+    for (case, window, packed) in cases.into_iter().filter(|(case, window, _)| wanted(case, *window)) {
+        let (mut ours, mut model) = (Vec::new(), Vec::new());
+        let mut baseline = vec![raw(broker, window, options.seconds, packed)?];
         for round in 0..options.rounds {
             let rounds = options.rounds;
             eprintln!("{broker}: {case}, window {window}, {packed} rows a message, round {} of {rounds}", round + 1);
-            baseline.push(raw(broker, window, options.seconds, packed)?);
             let (measured, model_ms) = echo(broker, window, options.seconds, packed).await?;
             ours.push(measured);
             model.push(model_ms);
+            baseline.push(raw(broker, window, options.seconds, packed)?);
         }
-        let ratios = ours.iter().zip(&baseline).zip(&model).map(|((ours, baseline), model)| match window {
-            1 => (ours.p50_ms - model) / baseline.p50_ms,
-            _ => ours.rate() / baseline.rate(),
-        });
-        let ratio = median(ratios.collect());
+        let ratio = match window {
+            1 => ratio(ours.iter().zip(&model).map(|(ours, model)| ours.p50_ms - model), &baseline, |run| run.p50_ms),
+            _ => ratio(ours.iter().map(Measured::rate), &baseline, Measured::rate),
+        };
         let (ours, baseline) = (median_of(ours), median_of(baseline));
         let compared = if window == 1 { baseline.p50_ms } else { baseline.rate() * packed as f64 };
         rows.push(row(case, broker, window, packed, ours, baseline, compared, ratio));
     }
     Ok(())
+}
+
+/// The median of our figures, each over the mean of the baseline's before and after it: a machine whose speed drifts
+/// matters less.
+fn ratio<B>(ours: impl Iterator<Item = f64>, baseline: &[B], figure: impl Fn(&B) -> f64) -> f64 {
+    let around = baseline.windows(2).map(|around| (figure(&around[0]) + figure(&around[1])) / 2.0);
+    median(ours.zip(around).map(|(ours, around)| ours / around).collect())
 }
 
 /// One run of the raw loop, on a server of its own: what a server remembers of an earlier run slows it down.
@@ -197,18 +220,24 @@ async fn compute(options: &Options, broker: Kind) -> Result<Row> {
     let (head, _) = text.split_once("max_rows").context("make_heavy says max_rows")?;
     std::fs::write(&manifest, format!("{head}max_rows = {rows}\n"))?;
     let seconds = 2.0 * options.seconds;
-    let (mut ours, mut best) = (Vec::new(), Vec::new());
+    let best = || -> Result<f64> {
+        let alone = alone(&package, slots, seconds, Some(rows))?;
+        Ok(alone.first().context("no rate")?.rate)
+    };
+    let (mut ours, mut baseline) = (Vec::new(), vec![best()?]);
     for round in 0..options.rounds {
         eprintln!("{broker}: compute, {rows} rows a batch, round {} of {}", round + 1, options.rounds);
-        best.extend(alone(&package, slots, seconds, Some(rows))?.iter().map(|alone| alone.rate));
         // A fresh one each round: a worker that idles beside the baseline would hardly disturb it, but be fair.
         let worker = stack.worker(&[(&package, slots)], "")?;
         let server = stack.server.id().context("the server runs")?;
-        ours.push(measured(&stack, "heavy", 128, seconds, row_body(1, 64), &[server, worker.process.id()]).await?);
+        let pids = [server, worker.process.id()];
+        ours.push(measured(&stack, "heavy", COMPUTE_WINDOW, seconds, row_body(1, 64), &pids).await?);
+        drop(worker);
+        baseline.push(best()?);
     }
-    let ratio = median(ours.iter().zip(&best).map(|(ours, best)| ours.rate() / best).collect());
-    let baseline = Measured::default();
-    Ok(row("compute", broker, 128, 1, median_of(ours), baseline, median(best), ratio))
+    let ratio = ratio(ours.iter().map(Measured::rate), &baseline, |rate| *rate);
+    let unknown = Measured::default();
+    Ok(row("compute", broker, COMPUTE_WINDOW, 1, median_of(ours), unknown, median(baseline), ratio))
 }
 
 /// The batch size at which libtorch alone is fastest. Found before anything is compared, by medians: taking the fastest
