@@ -205,7 +205,8 @@ mod tests {
             let mut lanes = lanes
                 .map(|(standing, backlog, unsettled, pending)| LaneState { standing, backlog, unsettled, pending });
             // As it is once what is due has been ordered.
-            for (lane, order) in lanes.iter_mut().zip(plan(credit, &lanes.clone())) {
+            let orders = plan(credit, &lanes);
+            for (lane, order) in lanes.iter_mut().zip(orders) {
                 lane.standing += order.standing;
                 lane.backlog += order.backlog;
             }
