@@ -1,9 +1,10 @@
-//! `cargo xtask simulate`: hours of synthetic traffic under our rule and two simple ones.
+//! `cargo xtask simulate`: hours of synthetic traffic under our rule, two simple ones, and one that knows the load beforehand, at as many
+//! slot-hours as ours and as the cheaper of theirs.
 
 use std::time::{Duration, Instant};
 
 use sluice_scaler::Scaling;
-use sluice_scaler::simulation::{Model, QueueThreshold, Rule, Sluice, TRACES, TargetUtilisation, simulate};
+use sluice_scaler::simulation::{Foresight, Model, QueueThreshold, Rule, Sluice, TRACES, TargetUtilisation, simulate};
 
 fn main() {
     let scaling = Scaling::default();
@@ -19,16 +20,11 @@ fn main() {
     );
     for trace in &TRACES {
         let arrivals = trace.arrivals();
-        let rules: [(&str, Box<dyn Rule>); 3] = [
-            ("sluice", Box::new(Sluice::new(scaling.clone(), model))),
-            ("queue threshold", Box::new(QueueThreshold::new(per_slot, scaling.max_slots))),
-            ("target utilisation", Box::new(TargetUtilisation::new(0.7, scaling.max_slots))),
-        ];
-        for (name, mut rule) in rules {
+        let show = |name: &str, rule: &mut dyn Rule| {
             let began = Instant::now();
-            let outcome = simulate(&arrivals, model, &mut *rule);
+            let outcome = simulate(&arrivals, model, rule);
             println!(
-                "{:<8} {:<19} {:>9} {:>10.2} {:>8.2} s {:>8.2} s {:>8} {:>9} {:>5} ms",
+                "{:<8} {:<19} {:>9} {:>10.2} {:>8.4} s {:>8.2} s {:>8} {:>9} {:>5} ms",
                 trace.name,
                 name,
                 outcome.served,
@@ -39,6 +35,13 @@ fn main() {
                 outcome.reversals,
                 began.elapsed().as_millis()
             );
+            outcome.slot_hours
+        };
+        let own = show("sluice", &mut Sluice::new(scaling.clone(), model));
+        let threshold = show("queue threshold", &mut QueueThreshold::new(per_slot, scaling.max_slots));
+        let utilisation = show("target utilisation", &mut TargetUtilisation::new(0.7, scaling.max_slots));
+        for (name, slot_hours) in [("foreseen, as ours", own), ("foreseen, as theirs", threshold.min(utilisation))] {
+            show(name, &mut Foresight::new(trace, model, scaling.max_slots, slot_hours));
         }
     }
 }

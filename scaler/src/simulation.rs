@@ -9,9 +9,11 @@ use sluice_core::broker::Reading;
 
 use crate::decide::{Demand, History, Lag, Scaling, decide};
 
+mod foresight;
 mod rules;
 mod trace;
 
+pub use foresight::Foresight;
 pub use rules::{QueueThreshold, Rule, Sluice, TargetUtilisation};
 pub use trace::{TRACES, Trace};
 

@@ -8,10 +8,10 @@ pub struct Trace {
     /// What it is called.
     pub name: &'static str,
     /// Requests per second at a time in seconds.
-    rate: fn(f64) -> f64,
+    pub(super) rate: fn(f64) -> f64,
 }
 
-const HOURS: f64 = 4.0;
+pub(super) const HOURS: f64 = 4.0;
 
 /// The kinds of traffic that a rule must cope with.
 pub const TRACES: [Trace; 6] = [
