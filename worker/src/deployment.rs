@@ -75,6 +75,9 @@ impl Deployment {
                 && now.unloaded.is_some()
             {
                 self.load_again(&mut now).await;
+                if let Some(reason) = now.failed.take() {
+                    self.put(revision, State::Failed, Some(reason), &now);
+                }
             }
             let again = match outcome {
                 // It waits for memory, or for the broker.
@@ -283,7 +286,7 @@ impl Deployment {
         Ok(self.registry.effective(&self.model, version, profile).await?)
     }
 
-    fn report_failure(&self, revision: &Revision, error: anyhow::Error, now: &Now) -> Outcome {
+    fn report_failure(&self, revision: &Revision, error: anyhow::Error, now: &mut Now) -> Outcome {
         // A store or a broker may be back in a moment; a model that does not load will not load then either.
         let passing = error.chain().any(|cause| {
             cause.downcast_ref::<BrokerError>().is_some_and(BrokerError::is_transient)
@@ -293,7 +296,12 @@ impl Deployment {
         warn!(model = %self.model, revision = revision.number, version = revision.version, reason,
             serving = now.serving(), "cannot do as the revision says");
         let first_line = reason.lines().next().unwrap_or_default().to_owned();
-        self.put(revision, State::Failed, Some(first_line), now);
+        if now.running.is_none() && now.unloaded.is_some() && revision.started && self.count() > 0 {
+            // Said once the old version serves again, or cannot: whoever waits is to hear what became of it.
+            now.failed = Some(first_line);
+        } else {
+            self.put(revision, State::Failed, Some(first_line), now);
+        }
         if passing { Outcome::TryAgain } else { Outcome::Settled }
     }
 

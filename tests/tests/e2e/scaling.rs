@@ -155,7 +155,7 @@ pub async fn a_number_that_changes_while_a_model_loads_is_taken_up(kind: Kind) -
     scaler.wait_for_line("leading", SOON)?;
     let (_drained, host) = (stack.host(4)?, stack.host(4)?);
     // Its warm-up takes seconds.
-    deploy(&stack, 20_000, &QUICK.replace("max_slots = 6", "min_slots = 2\nmax_slots = 2"))?;
+    deploy(&stack, 8_000, &QUICK.replace("max_slots = 6", "min_slots = 2\nmax_slots = 2"))?;
     let loading = |stack: &Stack| -> Result<bool> {
         let rows = json(stack, &["slots", "m", "--json"])?;
         Ok(rows.as_array().into_iter().flatten().any(|row| row["slots_of"]["state"] == "loading"))

@@ -32,6 +32,8 @@ pub struct Now {
     pub refusing: Option<(CancellationToken, JoinHandle<Result<()>>)>,
     /// What was unloaded to make room, until something serves again.
     pub unloaded: Option<(Arc<Package>, Device)>,
+    /// Why the revision failed, until it is told.
+    pub failed: Option<String>,
 }
 
 /// What came of trying to do as a revision says.
