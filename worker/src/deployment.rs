@@ -75,9 +75,9 @@ impl Deployment {
                 && now.unloaded.is_some()
             {
                 self.load_again(&mut now).await;
-                if let Some(reason) = now.failed.take() {
-                    self.put(revision, State::Failed, Some(reason), &now);
-                }
+            }
+            if let (Some(revision), Some(reason)) = (&wanted, now.failed.take()) {
+                self.put(revision, State::Failed, Some(reason), &now);
             }
             let again = match outcome {
                 // It waits for memory, or for the broker.
@@ -296,8 +296,8 @@ impl Deployment {
         warn!(model = %self.model, revision = revision.number, version = revision.version, reason,
             serving = now.serving(), "cannot do as the revision says");
         let first_line = reason.lines().next().unwrap_or_default().to_owned();
-        if now.running.is_none() && now.unloaded.is_some() && revision.started && self.count() > 0 {
-            // Said once the old version serves again, or cannot: whoever waits is to hear what became of it.
+        if now.running.is_none() && now.unloaded.is_some() {
+            // Told once the old version serves again, or cannot: whoever waits is to hear what became of it.
             now.failed = Some(first_line);
         } else {
             self.put(revision, State::Failed, Some(first_line), now);
