@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use sluice_core::Lane;
 use sluice_core::broker::Settlement;
 
@@ -114,6 +114,31 @@ pub async fn raising_the_credit_asks_for_more(rig: &mut dyn Rig) -> Result<()> {
     while held.len() < 30 {
         held.push(next(&mut consumer).await?);
     }
+    Ok(())
+}
+
+pub async fn whoever_waits_is_told_of_each_settled_request(rig: &mut dyn Rig) -> Result<()> {
+    let broker = with_queue(rig).await?;
+    fill(&broker, Lane::Normal, 100).await?;
+    let mut consumer = broker.consume(&model(), 4).await?;
+    let mut held = VecDeque::new();
+    while let Ok(delivery) = tokio::time::timeout(rig::A_WHILE, consumer.next()).await {
+        held.push_back(delivery?);
+    }
+    let began = std::time::Instant::now();
+    for _ in 0..20 {
+        let settled = held.pop_front().context("something is held")?;
+        // The consumer waits already when the request is settled.
+        let settling = async {
+            tokio::task::yield_now().await;
+            settled.hold.settle(Settlement::Done).await
+        };
+        let (delivery, settled) = tokio::join!(next(&mut consumer), settling);
+        settled?;
+        held.push_back(delivery?);
+    }
+    // Whoever only looks once in a while would need that long for each.
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     Ok(())
 }
 

@@ -58,6 +58,7 @@ contract! {
         the_high_lane_is_preferred_and_none_starves,
         a_request_arrives_whose_lane_was_idle,
         raising_the_credit_asks_for_more,
+        whoever_waits_is_told_of_each_settled_request,
         lowering_the_credit_leaves_no_lane_deaf,
         stopping_gives_back_what_was_on_its_way;
     start settling:
