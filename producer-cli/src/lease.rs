@@ -1,5 +1,6 @@
 //! `sluice lease`: devices lent to other work, such as training, until it ends.
 
+use std::cell::Cell;
 use std::process::{ExitCode, ExitStatus};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -21,8 +22,10 @@ use crate::scale::ask;
 const RENEWAL: Duration = Duration::from_secs(2);
 /// Shorter, while devices are waited for.
 const LOOK: Duration = Duration::from_millis(300);
-/// Unheard for so long, the scaler is about to give the devices to others.
+/// Without the broker for so long, the scaler is about to give the devices to others.
 const LOST_AFTER: Duration = Duration::from_secs(12);
+/// What a command has to end in order when its lease is already gone.
+const GRACE: Duration = Duration::from_secs(10);
 
 pub async fn run(global: &Global, options: Lease) -> Result<ExitCode> {
     let broker = common::connect(global).await?;
@@ -83,7 +86,9 @@ async fn hold(broker: &Arc<dyn Broker>, options: Acquire, json: bool) -> Result<
     let mut ends = Ends::listen()?;
     let id = options.name.clone().unwrap_or_else(|| format!("lease-{}", uuid::Uuid::now_v7().simple()));
     let stop = CancellationToken::new();
-    let work = held(broker, &options, &id, json, &stop);
+    // Whether there is something to give back: the name may be somebody else's.
+    let lent = Cell::new(false);
+    let work = held(broker, &options, &id, json, &stop, &lent);
     let mut work = Box::pin(work);
     let mut signals = 0;
     let done = loop {
@@ -101,7 +106,9 @@ async fn hold(broker: &Arc<dyn Broker>, options: Acquire, json: bool) -> Result<
     // A command that would not end is killed before its devices are given back.
     drop(work);
     // If nobody hears it: a lease whose holder is silent ends by itself.
-    if let Err(error) = ask(broker, &Question::Release(id)).await {
+    if lent.get()
+        && let Err(error) = ask(broker, &Question::Release(id)).await
+    {
         eprintln!("note: the lease could not be given back in order, and ends by itself in some seconds: {error:#}");
     }
     broker.close().await?;
@@ -114,6 +121,7 @@ async fn held(
     id: &str,
     json: bool,
     stop: &CancellationToken,
+    lent: &Cell<bool>,
 ) -> Result<ExitCode> {
     let request = LeaseRequest {
         id: id.to_owned(),
@@ -121,12 +129,17 @@ async fn held(
         host: options.host.clone(),
         kind: options.kind.map(|kind| kind.as_str().to_owned()),
         group: options.group.clone(),
-        holder: common::whoami(),
+        // Of its own, so that a second one is not taken for the first that asks again.
+        holder: format!("{} (process {})", common::whoami(), std::process::id()),
         until: options.time.map(|time| unix_ms() + time.as_millis() as u64),
     };
     let mut said = String::new();
     let lease = loop {
-        match ask(broker, &Question::Acquire(request.clone())).await {
+        let answer = ask(broker, &Question::Acquire(request.clone())).await;
+        if matches!(answer, Ok(Answer::Lease(_))) {
+            lent.set(true);
+        }
+        match answer {
             Ok(Answer::Lease(lease)) if lease.free => break lease,
             Ok(Answer::Lease(lease)) => say_once(&mut said, &format!("waiting until {} drained", named(&lease))),
             Ok(other) => bail!("the scaler answered something else: {other:?}"),
@@ -138,14 +151,14 @@ async fn held(
         }
     };
     let environment = environment(&lease);
+    // Standard output is the command's, if there is one.
+    let say = |text: String| if options.command.is_empty() { println!("{text}") } else { eprintln!("{text}") };
     if json {
-        println!(
-            "{}",
-            json!({ "lease": lease, "environment": environment.iter().cloned().collect::<serde_json::Map<_, _>>() })
-        );
+        let environment: serde_json::Map<_, _> = environment.iter().cloned().collect();
+        say(json!({ "lease": lease, "environment": environment }).to_string());
     } else {
-        println!("lease `{id}`: {} free", named(&lease));
-        environment.iter().for_each(|(name, value)| println!("{name}={}", value.as_str().unwrap_or_default()));
+        say(format!("lease `{id}`: {} free", named(&lease)));
+        environment.iter().for_each(|(name, value)| say(format!("{name}={}", value.as_str().unwrap_or_default())));
     }
     let mut child = match options.command.split_first() {
         Some((program, arguments)) => {
@@ -194,14 +207,30 @@ async fn held(
                         }
                     }
                 }
-                Answer::Refused(reason) => bail!("{reason}"),
+                Answer::Refused(reason) => {
+                    lent.set(false);
+                    end_in_order(&mut child, &reason).await;
+                    bail!("{reason}")
+                }
                 other => bail!("the scaler answered something else: {other:?}"),
             },
-            // The scaler changes, or the broker is away for a moment.
-            Ok(None) | Err(_) if heard.elapsed() < LOST_AFTER => {}
-            Ok(None) => bail!("no scaler has answered for {LOST_AFTER:?}: the lease has ended by now"),
-            Err(error) => return Err(error).context("the lease has ended by now"),
+            // Nobody leads: hosts keep what they have, and the next leader learns of the lease from them.
+            Ok(None) => heard = tokio::time::Instant::now(),
+            Err(_) if heard.elapsed() < LOST_AFTER => {}
+            Err(error) => {
+                end_in_order(&mut child, "the broker cannot be reached, so the lease has ended by now").await;
+                return Err(error).context("the lease has ended by now");
+            }
         }
+    }
+}
+
+/// Asks a command whose lease is gone to end, and gives it a moment to do so.
+async fn end_in_order(child: &mut Option<Child>, reason: &str) {
+    if let Some(running) = child {
+        eprintln!("{reason}: the command is asked to end, and killed in {GRACE:?}");
+        ends::terminate(running);
+        _ = tokio::time::timeout(GRACE, ended(child)).await;
     }
 }
 

@@ -268,7 +268,14 @@ impl Brain {
                 unplaced.slots += refused;
                 mind.trouble = Some(format!("{} slots fit nowhere: {}", unplaced.slots, unplaced.reason));
             } else if refused > 0 {
-                let reason = "there is not room for all, and this is what the shares of groups leave it".to_owned();
+                let gpu =
+                    seen.models.get(model).is_some_and(|entry| entry.manifest.resources.device == DeviceKind::Cuda);
+                let reason = match (self.claims.get(&gpu).map_or(0, |(capacity, _)| *capacity), gpu) {
+                    (0, true) => "no host that may be used has a GPU (`sluice hosts`)",
+                    (0, false) => "no host may be used: none reports, or all are drained (`sluice hosts`)",
+                    _ => "there is not room for all, and this is what the shares of groups leave it",
+                };
+                let reason = reason.to_owned();
                 mind.trouble = Some(format!("{refused} slots wait: {reason}"));
                 round.unplaced.insert(model.clone(), Unplaced { slots: refused, reason, full: true });
             }

@@ -77,9 +77,9 @@ impl Leases {
         Some(held)
     }
 
-    /// It is not needed any more.
-    pub fn release(&mut self, id: &str) {
-        self.0.remove(id);
+    /// It is not needed any more. Whether there was one.
+    pub fn release(&mut self, id: &str) -> bool {
+        self.0.remove(id).is_some()
     }
 
     /// Whether others need its devices now. Once they have for long enough, its holder is told.

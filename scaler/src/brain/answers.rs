@@ -56,8 +56,18 @@ impl Brain {
 
     /// Lends devices, if that leaves everybody else their share.
     pub fn acquire(&mut self, request: &LeaseRequest, fleet: &Fleet, clock: UnixMs, now: Duration) -> Answer {
-        if self.leases.get(&request.id).is_some() {
-            return self.renew(&request.id, fleet, now);
+        if let Some(held) = self.leases.get(&request.id) {
+            let holder = held.devices.values().map(|lease| &lease.holder).next();
+            return match holder.filter(|holder| **holder != request.holder) {
+                Some(holder) => Answer::Refused(format!(
+                    "lease `{}` is held by {holder}: choose another --name, or end that one by `sluice lease release`",
+                    request.id
+                )),
+                None => self.renew(&request.id, fleet, now),
+            };
+        }
+        if let Some(host) = request.host.as_ref().filter(|host| fleet.host(host, now).is_none()) {
+            return Answer::Refused(format!("there is no host `{host}` that reports: `sluice hosts` lists them"));
         }
         let lent = self.leases.places();
         let hosts = fleet.alive(now).filter(|report| {
@@ -119,8 +129,10 @@ impl Brain {
 
     /// A lease is not needed any more.
     pub fn release(&mut self, id: &str) -> Answer {
-        self.leases.release(id);
-        Answer::Done
+        match self.leases.release(id) {
+            true => Answer::Done,
+            false => Answer::Refused(format!("there is no lease `{id}`: `sluice lease list` shows them")),
+        }
     }
 
     /// All leases.

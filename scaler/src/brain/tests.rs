@@ -325,6 +325,31 @@ fn what_is_wrong_with_a_question_is_said() {
         until: None,
     };
     assert!(refused(world.brain.acquire(&request, &world.fleet, 0, world.now)).contains("1 could be lent"));
+    assert!(refused(world.brain.release("z")).contains("no lease `z`"));
+    let elsewhere = LeaseRequest { host: Some("z".into()), ..request };
+    assert!(refused(world.brain.acquire(&elsewhere, &world.fleet, 0, world.now)).contains("no host `z`"));
+    // Asking twice is asking once, but for nobody else.
+    let request = LeaseRequest { devices: 1, host: None, holder: "ada".into(), ..elsewhere };
+    for _ in 0..2 {
+        assert!(matches!(world.brain.acquire(&request, &world.fleet, 0, world.now), Answer::Lease(_)));
+    }
+    let other = LeaseRequest { holder: "bob".into(), ..request };
+    assert!(refused(world.brain.acquire(&other, &world.fleet, 0, world.now)).contains("held by ada"));
+    assert!(matches!(world.brain.renew("x", &world.fleet, world.now), Answer::Lease(_)), "it is still ada's");
+    assert!(matches!(world.brain.release("x"), Answer::Done));
+}
+
+#[test]
+fn hosts_that_are_not_there_are_not_blamed_on_shares() {
+    let mut world = World::new(&[("a", 4)], Vec::new());
+    world.deploy("m", "min_slots = 1\n[resources]\ndevice = \"cuda\"");
+    world.deploy("n", "min_slots = 1");
+    world.rounds(2);
+    assert!(world.explain("m").trouble.is_some_and(|trouble| trouble.contains("has a GPU")));
+    assert_eq!(world.explain("n").trouble, None);
+    assert!(matches!(world.brain.set_gate("a", Gate::Drained, &world.fleet, world.now), Answer::Done));
+    world.rounds(2);
+    assert!(world.explain("n").trouble.is_some_and(|trouble| trouble.contains("all are drained")));
 }
 
 #[test]

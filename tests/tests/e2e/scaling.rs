@@ -310,7 +310,8 @@ pub async fn a_host_is_drained_under_load_and_used_again(kind: Kind) -> Result<(
 
 pub async fn devices_are_lent_for_a_command_and_reclaimed(kind: Kind) -> Result<()> {
     let mut stack = Stack::start(kind)?;
-    let mut scaler = stack.scaler("[[scaler.groups]]\nname = \"serving\"\nminimum = 4\n")?;
+    let groups = "[[scaler.groups]]\nname = \"serving\"\nminimum = 4\n";
+    let mut scaler = stack.scaler(groups)?;
     scaler.wait_for_line("leading", SOON)?;
     let _hosts = [stack.host(2)?, stack.host(2)?];
     deploy(&stack, 40, &QUICK.replace("max_slots = 6", "min_slots = 2\nmax_slots = 4\ngroup = \"serving\""))?;
@@ -352,6 +353,27 @@ pub async fn devices_are_lent_for_a_command_and_reclaimed(kind: Kind) -> Result<
     ensure!(lease.wait(SOON)?.code() == Some(128 + libc::SIGTERM));
     until(&stack, "slots on both", |slots| slots.len() == 2 && total(slots) == 4)?;
     load.finish(&stack).await?;
+    // A name is one holder's, whose command is asked to end when somebody gives the lease back for it.
+    let script = "trap 'echo saved; exit 5' TERM; echo begun; while :; do sleep 0.1; done";
+    let named = ["lease", "acquire", "--wait", "--group", "research", "--name", "train"];
+    let mut command = stack.cli_command(&[&named[..], &["--", "sh", "-c", script]].concat())?;
+    let mut lease = xtask::process::Service::start("lease-named", &mut command, stack.folder())?;
+    lease.wait_for_line("begun", SOON)?;
+    let second = stack.cli(&["lease", "acquire", "--name", "train", "--", "true"])?;
+    let text = String::from_utf8_lossy(&second.stderr);
+    ensure!(!second.status.success() && text.contains("lease `train` is held by"), "{text}");
+    ensure!(stack.cli(&["lease", "release", "train"])?.status.success());
+    lease.wait_for_line("saved", SOON)?;
+    ensure!(lease.wait(SOON)?.code() == Some(1));
+    // Without a scaler nobody takes anything away.
+    let script = "echo $SLUICE_LEASE begun; sleep 16; exit 7";
+    let mut command = stack.cli_command(&[&named[..], &["--", "sh", "-c", script]].concat())?;
+    let mut lease = xtask::process::Service::start("lease-alone", &mut command, stack.folder())?;
+    lease.wait_for_line("train begun", SOON)?;
+    scaler.kill();
+    ensure!(lease.wait(Duration::from_secs(60))?.code() == Some(7), "{}", lease.log());
+    let mut scaler = stack.scaler(groups)?;
+    scaler.wait_for_line("leading", SOON)?;
     // A holder that dies loses its lease.
     let mut command = stack.cli_command(&["lease", "acquire", "--wait", "--group", "research"])?;
     let mut lease = xtask::process::Service::start("lease-3", &mut command, stack.folder())?;
