@@ -94,7 +94,12 @@ pub fn decide(demand: &Demand, history: &mut History, now: Duration) -> Decision
         history.last_work = Some(now);
     }
     history.note(need, now, scaling.scale_down_delay);
-    let bounded = need.clamp(scaling.min_slots, scaling.max_slots.max(scaling.min_slots));
+    let allowed = scaling.max_slots.max(scaling.min_slots);
+    if *slots > allowed {
+        // Somebody has set it lower: that is no guess about what will be needed, and waits for nothing.
+        return Decision { slots: allowed, reason: format!("{why}; `max_slots` allows {allowed}: down from {slots}") };
+    }
+    let bounded = need.clamp(scaling.min_slots, allowed);
     let bound = match bounded.cmp(&need) {
         std::cmp::Ordering::Less => format!("; `max_slots` allows {bounded}"),
         std::cmp::Ordering::Greater => format!("; `min_slots` keeps {bounded}"),
@@ -234,6 +239,7 @@ mod tests {
         for (what, demand, slots) in cases {
             assert_eq!(once(&demand), slots, "{what}");
         }
+        assert_eq!(once(&demand(10_000, 0.0, 20)), 8, "a bound set lower holds at once");
         let kept = Demand { scaling: Scaling { min_slots: 2, ..Scaling::default() }, ..demand(0, 0.0, 0) };
         assert_eq!(once(&kept), 2);
         let unmeasured = Demand { row_time: None, ..demand(500, 50.0, 0) };

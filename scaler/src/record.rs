@@ -94,13 +94,20 @@ pub fn replay(lines: impl BufRead, set: impl Fn(&Scaling) -> Result<Scaling>) ->
         last: Option<(UnixMs, usize)>,
     }
     let mut models: BTreeMap<ModelName, (Now, Replayed)> = BTreeMap::new();
+    let mut unreadable = None;
     for (number, text) in lines.lines().enumerate() {
         let text = text.context("reading the record")?;
         if text.is_empty() {
             continue;
         }
-        let line: Line =
-            serde_json::from_str(&text).with_context(|| format!("line {} is no recorded decision", number + 1))?;
+        let line: Line = match serde_json::from_str(&text) {
+            Ok(line) => line,
+            // A scaler that was killed leaves half a line, and the next one goes on behind it.
+            Err(error) => {
+                unreadable.get_or_insert_with(|| format!("line {} is no recorded decision: {error}", number + 1));
+                continue;
+            }
+        };
         let begin = || {
             let now = Now { history: History::default(), slots: line.slots, first: line.at, last: None };
             (now, Replayed::default())
@@ -120,6 +127,13 @@ pub fn replay(lines: impl BufRead, set: impl Fn(&Scaling) -> Result<Scaling>) ->
         replayed.decisions += 1;
         now.slots = slots;
         now.last = Some((line.at, line.wanted));
+    }
+    let unreadable = match (unreadable, models.is_empty()) {
+        (reason, true) => anyhow::bail!(reason.unwrap_or_else(|| "the record is empty".into())),
+        (reason, false) => reason,
+    };
+    if let Some(reason) = unreadable {
+        eprintln!("note: left out what cannot be read; {reason}");
     }
     Ok(models.into_iter().map(|(model, (_, replayed))| (model, replayed)).collect())
 }
@@ -188,6 +202,12 @@ mod tests {
         let again = again.values().next().expect("one model");
         assert_eq!((again.decisions, again.recorded), (120, again.replayed));
         assert!(again.changes.iter().all(|(_, recorded, replayed)| recorded == replayed), "{:?}", again.changes);
+        let cut = [&text[..], &text[..40], &text[..]].concat();
+        assert!(
+            replay(&cut[..], |scaling| Ok(scaling.clone())).is_ok(),
+            "half a line costs itself and what is glued to it"
+        );
+        assert!(replay(&b""[..], |scaling| Ok(scaling.clone())).is_err(), "nothing is in it");
         let fewer = replay(&text[..], |scaling| set(scaling, &["max_slots=2".into()])).expect("replayed");
         let fewer = fewer.values().next().expect("one model");
         assert!(fewer.replayed < fewer.recorded && fewer.changes.iter().all(|(_, _, slots)| *slots <= 2), "{fewer:?}");

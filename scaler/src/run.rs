@@ -35,6 +35,8 @@ use crate::shortage::Shortage;
 const OFFICE: &str = "scaler";
 /// A leader that has just started listens to the hosts for so long before it decides.
 const FIRST_WORDS: Duration = Duration::from_secs(1);
+/// By then it has decided on every model once.
+const FIRST_ROUND: Duration = Duration::from_secs(3);
 /// After so long a leader has heard of all leases.
 const LEASES_KNOWN: Duration = Duration::from_secs(15);
 
@@ -262,11 +264,14 @@ impl Scaler {
             let fleet = lock(&self.fleet);
             // A lease or a gate may be known to a host that was heard since the last round.
             brain.adopt(&fleet, now);
+            let leads_for = now.saturating_sub(self.leads_since);
             match serde_json::from_slice::<Question>(&signal.payload) {
                 // Who may ask must not therefore order.
                 Ok(question) if question.topic() != topic => {
                     Answer::Refused(format!("this belongs to the topic `{}`", question.topic()))
                 }
+                // The first round may be still to come: whoever asks asks again.
+                Ok(Question::Explain(model)) if leads_for < FIRST_ROUND && !brain.knows(&model) => return,
                 Ok(Question::Explain(model)) => brain.explain(&model),
                 Ok(Question::Gate { host, gate }) => {
                     info!(host, gate = gate.as_str(), "an operator sets a host's gate");
@@ -275,7 +280,7 @@ impl Scaler {
                 Ok(Question::Leases) => brain.leases(&fleet, now),
                 Ok(Question::Acquire(request)) => brain.acquire(&request, &fleet, clock, now),
                 // The host that knows of it may not have been heard yet: its holder asks again.
-                Ok(Question::Renew(id)) if now < self.leads_since + LEASES_KNOWN && !brain.knows_lease(&id) => return,
+                Ok(Question::Renew(id)) if leads_for < LEASES_KNOWN && !brain.knows_lease(&id) => return,
                 Ok(Question::Renew(id)) => brain.renew(&id, &fleet, now),
                 Ok(Question::Release(id)) => brain.release(&id),
                 Err(error) => Answer::Refused(format!("the scaler does not understand the question: {error}")),

@@ -114,6 +114,11 @@ impl Brain {
         self.renew(&request.id, fleet, now)
     }
 
+    /// Whether it has decided on this model.
+    pub fn knows(&self, model: &ModelName) -> bool {
+        self.minds.contains_key(model)
+    }
+
     /// Whether there is such a lease.
     pub fn knows_lease(&self, id: &str) -> bool {
         self.leases.get(id).is_some()
