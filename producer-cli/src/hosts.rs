@@ -140,7 +140,7 @@ async fn show_slots(broker: &Arc<dyn Broker>, options: &Slots) -> Result<()> {
     }
     let mut table = table(["MODEL", "HOST", "DEVICE", "STATE", "SLOTS", "BUSY", "ROWS DONE", "PER ROW", "MIB", "WHY"]);
     for (host, model) in rows {
-        let row = Duration::from_secs_f64(model.measured.row_seconds);
+        let row = Duration::try_from_secs_f64(model.measured.row_seconds).unwrap_or_default();
         table.add_row([
             model.model.to_string(),
             plain(host),
