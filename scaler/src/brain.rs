@@ -22,7 +22,7 @@ use crate::decide::Demand;
 use crate::fleet::Fleet;
 use crate::lease::{GRACE, Leases};
 use crate::place::{Place, Placement, Unplaced, Want, place};
-use crate::share::{Claim, Group, share};
+use crate::share::{Claim, Group, PATIENCE, share};
 use failures::Failures;
 use mind::Mind;
 
@@ -258,10 +258,11 @@ impl Brain {
                 mind.changes.truncate(CHANGES);
                 round.changes.push((model.clone(), changed));
             }
-            mind.waiting_since = match mind.wanted > 0 && to == 0 {
-                true => mind.waiting_since.or(Some(seen.now)),
-                false => None,
-            };
+            // A turn lasts until it has served: a slot that is taken back while it loads is of no use to anybody.
+            mind.serving_since = if to > 0 && mind.serving > 0 { mind.serving_since.or(Some(seen.now)) } else { None };
+            let had_turn = mind.serving_since.is_some_and(|since| seen.now.saturating_sub(since) >= PATIENCE);
+            let wants = mind.wanted > 0 && !had_turn;
+            mind.waiting_since = if wants { mind.waiting_since.or(Some(seen.now)) } else { None };
             mind.fits_nowhere = round.unplaced.get(model).is_some_and(|unplaced| !unplaced.full);
             let refused = mind.wanted.saturating_sub(mind.granted);
             if let Some(unplaced) = round.unplaced.get_mut(model) {

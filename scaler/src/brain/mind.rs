@@ -26,8 +26,9 @@ pub(super) struct Mind {
     pub(super) cold_start: Option<Duration>,
     /// MiB that this revision was seen to take; remembered when it is nowhere loaded.
     pub(super) memory_mib: u64,
-    /// Since when it has wanted something and had nothing.
+    /// Since when it has wanted something and not had a turn: served for a while.
     pub(super) waiting_since: Option<Duration>,
+    pub(super) serving_since: Option<Duration>,
     pub(super) wanted: usize,
     pub(super) granted: usize,
     pub(super) serving: usize,

@@ -275,6 +275,24 @@ fn what_a_group_does_not_use_is_lent_and_reclaimed() {
 }
 
 #[test]
+fn whoever_is_starved_serves_for_a_while_once_it_has_its_turn() {
+    let mut world = World::new(&[("x", 4)], Vec::new());
+    world.deploy("strong", "priority = 1");
+    world.deploy("weak", "");
+    world.wait("strong", 100_000);
+    world.rounds(20);
+    world.wait("weak", 1000);
+    let mut longest = 0;
+    let mut lasted = 0;
+    for _ in 0..400 {
+        world.round();
+        lasted = if world.slots("weak").is_empty() { 0 } else { lasted + 1 };
+        longest = longest.max(lasted);
+    }
+    assert!(longest >= 60, "it had {longest} rounds of half a second");
+}
+
+#[test]
 fn a_new_leader_begins_where_the_old_one_ended() {
     let mut world = World::new(&[("a", 4), ("b", 4)], Vec::new());
     world.deploy("m", "min_slots = 3");
