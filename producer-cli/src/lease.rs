@@ -5,7 +5,7 @@ use std::process::{ExitCode, ExitStatus};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde_json::json;
 use sluice_core::broker::Broker;
 use sluice_core::clock::unix_ms;
@@ -25,7 +25,7 @@ const LOOK: Duration = Duration::from_millis(300);
 /// Without the broker for so long, the scaler is about to give the devices to others.
 const LOST_AFTER: Duration = Duration::from_secs(12);
 /// What a command has to end in order when its lease is already gone.
-const GRACE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(3);
 
 pub async fn run(global: &Global, options: Lease) -> Result<ExitCode> {
     let broker = common::connect(global).await?;
@@ -193,6 +193,7 @@ async fn held(
             () = tokio::time::sleep(RENEWAL) => {}
         }
         let renewal = Question::Renew(id.to_owned());
+        let asked = tokio::time::Instant::now();
         match broker.ask(renewal.topic(), serde_json::to_vec(&renewal)?.into(), RENEWAL).await {
             Ok(Some(answer)) => match serde_json::from_slice(&answer)? {
                 Answer::Lease(lease) => {
@@ -214,12 +215,16 @@ async fn held(
                 }
                 other => bail!("the scaler answered something else: {other:?}"),
             },
-            // Nobody leads: hosts keep what they have, and the next leader learns of the lease from them.
-            Ok(None) => heard = tokio::time::Instant::now(),
-            Err(_) if heard.elapsed() < LOST_AFTER => {}
-            Err(error) => {
-                end_in_order(&mut child, "the broker cannot be reached, so the lease has ended by now").await;
-                return Err(error).context("the lease has ended by now");
+            // The broker says at once that nobody leads: hosts keep what they have, and the next leader learns of the lease from them.
+            // If nothing comes until the limit, this holder may be cut off, and others have its devices soon.
+            Ok(None) if asked.elapsed() < RENEWAL / 2 => heard = tokio::time::Instant::now(),
+            Ok(None) | Err(_) if heard.elapsed() < LOST_AFTER => {}
+            silent => {
+                end_in_order(&mut child, "no scaler can be reached, so the lease has ended by now").await;
+                return Err(silent
+                    .err()
+                    .map_or_else(|| anyhow!("no scaler has answered for {LOST_AFTER:?}"), Into::into)
+                    .context("the lease has ended by now"));
             }
         }
     }
