@@ -4,6 +4,7 @@
 mod answers;
 mod failures;
 mod mind;
+mod shares;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,8 +22,8 @@ use crate::catalog::Entry;
 use crate::decide::Demand;
 use crate::fleet::Fleet;
 use crate::lease::{GRACE, Leases};
-use crate::place::{Place, Placement, Unplaced, Want, place};
-use crate::share::{Claim, Group, PATIENCE, share};
+use crate::place::{Host, Place, Placement, Unplaced, Want, place};
+use crate::share::{Claim, Group, PATIENCE};
 use failures::Failures;
 use mind::Mind;
 
@@ -92,6 +93,14 @@ impl Brain {
     /// A new leader takes up what hosts follow, each when it is first heard: it begins where the old one ended. A host that comes back
     /// later is told anew instead.
     pub fn adopt(&mut self, fleet: &Fleet, now: Duration) {
+        // An operator's word on a host that is silent just now holds for as long as the host is remembered.
+        self.gates.retain(|host, _| fleet.remembers(host));
+        self.adopted.retain(|host| fleet.remembers(host));
+        for (host, gate) in
+            fleet.remembered().filter_map(|report| Some((&report.host, report.assignment.as_ref()?.gate)))
+        {
+            self.gates.entry(host.clone()).or_insert(gate);
+        }
         for report in fleet.alive(now) {
             let Some(assignment) = &report.assignment else { continue };
             if !self.adopted.insert(report.host.clone()) {
@@ -100,9 +109,6 @@ impl Brain {
             for assigned in &assignment.slots {
                 let places = self.placement.entry(assigned.model.clone()).or_default();
                 places.insert((report.host.clone(), assigned.device.clone()), assigned.slots);
-            }
-            if assignment.gate != Gate::Open {
-                self.gates.insert(report.host.clone(), assignment.gate);
             }
             self.leases.adopt(&report.host, &assignment.leases, now);
         }
@@ -114,7 +120,9 @@ impl Brain {
         self.adopt(fleet, now);
         let mut round = Round { ended: self.leases.tick(clock, now), ..Round::default() };
         self.minds.retain(|model, _| seen.models.contains_key(model));
-        self.failures.note(fleet, seen.models, &self.placement, now);
+        let minds = &self.minds;
+        let cold_start = |model: &ModelName| minds.get(model).and_then(|mind| mind.cold_start).unwrap_or_default();
+        self.failures.note(fleet, seen.models, &self.placement, cold_start, now);
         let measured = fleet.measure(now);
         for (model, entry) in seen.models {
             let measured = measured.get(model).copied().unwrap_or_default();
@@ -122,9 +130,9 @@ impl Brain {
             let mind = self.minds.entry(model.clone()).or_default();
             mind.want(seen, model, entry, measured, placed);
         }
-        self.grant(seen);
-        let hosts = fleet.open(now, &self.gates, &self.leases.places());
-        let wants = self.wants(seen);
+        let leases = self.grant(seen);
+        let hosts = fleet.open(now, &self.gates, &self.lent(&leases));
+        let wants = self.wants(seen, &hosts);
         let busy = |model: &ModelName, (host, device): &Place| {
             let report = fleet.host(host, now);
             let found =
@@ -132,6 +140,12 @@ impl Brain {
             found.map_or(0.0, |of| of.measured.busy)
         };
         let placed = place(&wants, &hosts, &self.placement, &busy);
+        for (id, share) in leases {
+            let reason =
+                format!("others need its devices, and its group has no share for them; they are taken in {GRACE:?}");
+            let needed = share.short || placed.in_the_way.contains(&id);
+            self.leases.is_needed(&id, needed, &reason, now);
+        }
         round.unplaced = placed.unplaced;
         let before = std::mem::replace(&mut self.placement, placed.placement);
         self.note_changes(seen, &before, &mut round);
@@ -139,82 +153,14 @@ impl Brain {
         round
     }
 
-    /// What each group's share allows.
-    fn grant(&mut self, seen: &Seen) {
-        let mut needed = Vec::new();
-        self.claims.clear();
-        for kind in [DeviceKind::Cpu, DeviceKind::Cuda] {
-            let devices = seen.fleet.alive(seen.now).filter(|report| {
-                report.assignment.is_some() && !report.draining && self.gate(&report.host) != Gate::Drained
-            });
-            let (mut capacity, mut largest) = (0, 1);
-            for device in devices.flat_map(|report| &report.devices) {
-                if device.name.starts_with("cuda") == (kind == DeviceKind::Cuda) {
-                    capacity += device.capacity;
-                    largest = largest.max(device.capacity);
-                }
-            }
-            let models: Vec<(&ModelName, &Arc<Entry>)> = seen
-                .models
-                .iter()
-                .filter(|(_, entry)| entry.started && entry.manifest.resources.device == kind)
-                .collect();
-            let mut claims: Vec<Claim> = models
-                .iter()
-                .map(|(model, entry)| {
-                    let mind = self.minds.get(model);
-                    let waited = mind.and_then(|mind| mind.waiting_since).map(|since| seen.now.saturating_sub(since));
-                    Claim {
-                        group: entry.manifest.scaling.group.clone(),
-                        priority: entry.manifest.scaling.priority,
-                        // What hosts run by their own configuration takes nothing of the others.
-                        wants: mind.map_or(0, |mind| mind.wanted.saturating_sub(mind.listed)),
-                        has: self.placement.get(*model).map_or(0, |places| places.values().sum()),
-                        // What cannot be placed anyway takes nothing from others.
-                        units: if mind.is_some_and(|mind| mind.fits_nowhere) { 0 } else { units(entry).min(largest) },
-                        waited: waited.unwrap_or_default(),
-                    }
-                })
-                .collect();
-            let lent: Vec<(&String, Claim)> = self
-                .leases
-                .iter()
-                .filter_map(|(id, held)| {
-                    let units = self.units_of(seen, held.devices.keys(), kind);
-                    (units > 0).then(|| (id, lease_claim(held.group(), units, true)))
-                })
-                .collect();
-            claims.extend(lent.iter().map(|(_, claim)| claim.clone()));
-            let granted = share(capacity, &self.groups, &claims);
-            for ((model, _), granted) in models.iter().zip(&granted) {
-                if let Some(mind) = self.minds.get_mut(*model) {
-                    mind.granted = *granted + mind.listed.min(mind.wanted);
-                }
-            }
-            for ((id, claim), granted) in lent.iter().zip(&granted[models.len()..]) {
-                needed.push(((*id).clone(), *granted < claim.wants));
-            }
-            self.claims.insert(kind == DeviceKind::Cuda, (capacity, claims));
-        }
-        for (id, needed) in needed {
-            let reason =
-                format!("others need its devices, and its group has no share for them; they are taken in {GRACE:?}");
-            self.leases.is_needed(&id, needed, &reason, seen.now);
-        }
-    }
-
-    fn units_of<'p>(&self, seen: &Seen, places: impl Iterator<Item = &'p Place>, kind: DeviceKind) -> usize {
-        let units = places.filter(|(_, device)| device.starts_with("cuda") == (kind == DeviceKind::Cuda)).filter_map(
-            |(host, device)| {
-                let report = seen.fleet.host(host, seen.now)?;
-                Some(report.devices.iter().find(|of| of.name == *device)?.capacity)
-            },
-        );
-        units.sum()
-    }
-
     /// What is to be placed, those that matter most first.
-    fn wants(&self, seen: &Seen) -> Vec<Want> {
+    fn wants(&self, seen: &Seen, hosts: &[Host]) -> Vec<Want> {
+        // What was measured where all was taken, by whatever chance, fits on the largest device when nothing else is there.
+        let mut most: BTreeMap<bool, u64> = BTreeMap::new();
+        for device in hosts.iter().flat_map(|host| &host.devices) {
+            let most = most.entry(device.kind() == DeviceKind::Cuda).or_default();
+            *most = device.memory_mib.map_or(u64::MAX, |mib| mib.max(*most));
+        }
         let mut wants: Vec<(i32, Want)> = Vec::with_capacity(seen.models.len());
         for (model, entry) in seen.models {
             let Some(mind) = self.minds.get(model) else { continue };
@@ -226,19 +172,23 @@ impl Brain {
                 // Somebody has to say so; that takes no room.
                 true => (usize::from(listed == 0), 0, 0),
                 false => {
-                    let memory_mib = manifest.resources.memory_mib.max(mind.memory_mib);
+                    let most = *most.get(&(manifest.resources.device == DeviceKind::Cuda)).unwrap_or(&0);
+                    let measured = mind.memory_mib.map_or(0, |(mib, _)| mib.min(most));
+                    let memory_mib = manifest.resources.memory_mib.max(measured);
                     (mind.granted.saturating_sub(listed), units(entry), memory_mib)
                 }
             };
             let want = Want {
                 model: model.clone(),
                 slots,
+                owed: if refuses { 0 } else { mind.owed },
+                waited: mind.waiting_since.map_or(Duration::ZERO, |since| seen.now.saturating_sub(since)),
                 kind: manifest.resources.device,
                 units,
                 memory_mib,
                 sharing: manifest.resources.sharing,
                 selector: manifest.scaling.selector.clone(),
-                avoid: self.failures.hosts_to_avoid(model, seen.now),
+                avoid: self.failures.to_avoid(model, seen.now),
             };
             wants.push((manifest.scaling.priority, want));
         }
@@ -267,6 +217,9 @@ impl Brain {
             let refused = mind.wanted.saturating_sub(mind.granted);
             if let Some(unplaced) = round.unplaced.get_mut(model) {
                 unplaced.slots += refused;
+                if let Some(reason) = self.failures.reason(model, seen.now) {
+                    unplaced.reason += &format!("; {reason}");
+                }
                 mind.trouble = Some(format!("{} slots fit nowhere: {}", unplaced.slots, unplaced.reason));
             } else if refused > 0 {
                 let gpu =
@@ -348,12 +301,6 @@ fn units(entry: &Entry) -> usize {
         DeviceKind::Cpu => entry.manifest.resources.threads,
         DeviceKind::Cuda => 1,
     }
-}
-
-/// A lease wants its devices whole. It is work that can wait: models of its own group come first.
-fn lease_claim(group: &str, units: usize, has: bool) -> Claim {
-    let has = if has { units } else { 0 };
-    Claim { group: group.to_owned(), priority: -1, wants: units, has, units: 1, waited: Duration::ZERO }
 }
 
 #[cfg(test)]

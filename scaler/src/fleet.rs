@@ -1,19 +1,21 @@
 //! What the hosts say: the newest report of each, how long ago it came, and what follows from all of them about a model.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use sluice_core::ModelName;
 use sluice_core::assignment::Gate;
 use sluice_core::clock::UnixMs;
-use sluice_core::report::{ModelReport, Report, SIGN_OF_LIFE, State};
+use sluice_core::report::{ModelReport, Report, SIGN_OF_LIFE};
 
-use crate::place::{Device, Host, Place};
+use crate::place::{Device, Host, Lent, Place};
 
 /// A host that has not reported for so long is dead; with the round that finds it out, its slots are elsewhere within three reports' time.
 pub const DEAD_AFTER: Duration = SIGN_OF_LIFE.saturating_mul(5).checked_div(2).expect("2 is not 0");
 /// What is known of a silent host is kept for so long, to be shown.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
+/// Beyond so many requests, what a host says of their size weighs no more.
+const ENOUGH_REQUESTS: f64 = 100.0;
 
 /// The hosts.
 #[derive(Debug, Default)]
@@ -69,7 +71,8 @@ impl Fleet {
             let before = counted.insert((model.model.clone(), model.device.clone()), rows);
             // What a host did before it was first heard is old.
             let before = before.unwrap_or(if known { 0 } else { rows });
-            *self.done.entry(model.model.clone()).or_default() += rows.saturating_sub(before);
+            let done = self.done.entry(model.model.clone()).or_default();
+            *done = done.saturating_add(rows.saturating_sub(before));
         }
         self.hosts.insert(report.host.clone(), Heard { report, at: now });
         self.hosts.retain(|_, heard| now.saturating_sub(heard.at) < FORGOTTEN_AFTER);
@@ -80,6 +83,21 @@ impl Fleet {
     pub fn alive(&self, now: Duration) -> impl Iterator<Item = &Report> {
         let alive = move |heard: &&Heard| now.saturating_sub(heard.at) < DEAD_AFTER;
         self.hosts.values().filter(alive).map(|heard| &heard.report)
+    }
+
+    /// Forgets what was counted of models that are not deployed any more.
+    pub fn retain(&mut self, deployed: impl Fn(&ModelName) -> bool) {
+        self.done.retain(|model, _| deployed(model));
+    }
+
+    /// The newest report of each that is remembered, silent ones too.
+    pub fn remembered(&self) -> impl Iterator<Item = &Report> {
+        self.hosts.values().map(|heard| &heard.report)
+    }
+
+    /// Whether a host was heard in the last ten minutes.
+    pub fn remembers(&self, name: &str) -> bool {
+        self.hosts.contains_key(name)
     }
 
     /// One that lives.
@@ -93,8 +111,8 @@ impl Fleet {
         self.done.get(model).copied().unwrap_or(0)
     }
 
-    /// Hosts that take what they are told, as their gates let them, without devices that are lent.
-    pub fn open(&self, now: Duration, gates: &BTreeMap<String, Gate>, lent: &BTreeSet<Place>) -> Vec<Host> {
+    /// Hosts that take what they are told, as their gates let them.
+    pub fn open(&self, now: Duration, gates: &BTreeMap<String, Gate>, lent: &BTreeMap<Place, Lent>) -> Vec<Host> {
         let gate = |host: &str| gates.get(host).copied().unwrap_or_default();
         let takes =
             |report: &&Report| report.assignment.is_some() && !report.draining && gate(&report.host) != Gate::Drained;
@@ -105,11 +123,11 @@ impl Fleet {
             devices: report
                 .devices
                 .iter()
-                .filter(|device| !lent.contains(&(report.host.clone(), device.name.clone())))
                 .map(|device| Device {
                     name: device.name.clone(),
                     capacity: device.capacity,
                     memory_mib: device.memory_mib,
+                    lent: lent.get(&(report.host.clone(), device.name.clone())).cloned(),
                 })
                 .collect(),
         };
@@ -118,51 +136,70 @@ impl Fleet {
 
     /// What is known of each model, in one look at all reports.
     pub fn measure(&self, now: Duration) -> BTreeMap<ModelName, Measured> {
-        let mut all: BTreeMap<ModelName, (Measured, f64, f64)> = BTreeMap::new();
+        let mut all: BTreeMap<ModelName, (Measured, Mean, Mean)> = BTreeMap::new();
         for report in self.alive(now) {
             for model in &report.models {
-                let (measured, weight, rows) = all.entry(model.model.clone()).or_default();
+                let (measured, row_seconds, rows_per_request) = all.entry(model.model.clone()).or_default();
                 let seen = &model.measured;
-                measured.held += seen.requests_held;
-                measured.serving += model.slots;
+                measured.held = measured.held.saturating_add(seen.requests_held);
+                measured.serving = measured.serving.saturating_add(model.slots);
                 measured.memory_mib = measured.memory_mib.max(seen.memory_mib);
                 if report.assignment.is_none() {
-                    measured.listed += model.slots;
-                }
-                if seen.rows_per_request > 0.0 {
-                    measured.rows_per_request =
-                        Some(measured.rows_per_request.unwrap_or(0.0).max(seen.rows_per_request));
+                    measured.listed = measured.listed.saturating_add(model.slots);
                 }
                 if seen.cold_start_seconds > 0.0 {
                     let took = Duration::try_from_secs_f64(seen.cold_start_seconds).unwrap_or_default();
                     measured.cold_start = Some(measured.cold_start.unwrap_or_default().max(took));
                 }
-                if seen.row_seconds > 0.0 {
-                    // Each slot counts once.
-                    let slots = model.slots.max(1) as f64;
-                    *weight += slots;
-                    *rows += slots * seen.row_seconds;
-                }
+                // Each slot counts once; of sizes, each request that was seen, so that one odd request of a new host says little.
+                row_seconds.add(seen.row_seconds, model.slots.max(1) as f64);
+                let requests = seen.rows as f64 / seen.rows_per_request.max(1.0);
+                rows_per_request.add(seen.rows_per_request, requests.clamp(1.0, ENOUGH_REQUESTS));
             }
         }
-        let mean = |(model, (measured, weight, rows)): (ModelName, (Measured, f64, f64))| {
-            let row_seconds = (weight > 0.0).then(|| rows / weight);
-            (model, Measured { row_seconds, ..measured })
+        let mean = |(model, (measured, row_seconds, rows_per_request)): (ModelName, (Measured, Mean, Mean))| {
+            let (row_seconds, rows_per_request) = (row_seconds.value(), rows_per_request.value());
+            (model, Measured { row_seconds, rows_per_request, ..measured })
         };
         all.into_iter().map(mean).collect()
     }
 
-    /// Where models are that could not be loaded or wait for memory, and nothing of them serves.
-    pub fn stuck(&self, now: Duration) -> impl Iterator<Item = (&str, &ModelReport)> {
-        let failed =
-            |model: &&ModelReport| matches!(model.state, State::Failed | State::Waiting) && model.serving.is_none();
-        self.alive(now)
-            .flat_map(move |report| report.models.iter().filter(failed).map(|model| (report.host.as_str(), model)))
+    /// What is said of each model on each device of hosts that live, by model, host and device.
+    pub fn said(&self, now: Duration) -> HashMap<(&ModelName, &str, &str), &ModelReport> {
+        let mut said = HashMap::new();
+        for report in self.alive(now) {
+            said.extend(
+                report.models.iter().map(|model| ((&model.model, report.host.as_str(), model.device.as_str()), model)),
+            );
+        }
+        said
+    }
+}
+
+/// A weighted mean of what is above zero.
+#[derive(Debug, Clone, Copy, Default)]
+struct Mean {
+    sum: f64,
+    weight: f64,
+}
+
+impl Mean {
+    fn add(&mut self, value: f64, weight: f64) {
+        if value > 0.0 && value.is_finite() {
+            self.sum += value * weight;
+            self.weight += weight;
+        }
+    }
+
+    fn value(self) -> Option<f64> {
+        (self.weight > 0.0).then(|| self.sum / self.weight)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use sluice_core::report::State;
+
     use super::*;
 
     fn report(host: &str, started: u64, rows: u64, row_seconds: f64) -> Report {
@@ -178,6 +215,18 @@ mod tests {
             assignment: Some(Default::default()),
             draining: false,
         }
+    }
+
+    #[test]
+    fn one_odd_request_of_a_host_says_little() {
+        let mut fleet = Fleet::default();
+        for (host, rows, rows_per_request) in [("old", 5_000, 2.0), ("new", 512, 512.0)] {
+            let mut report = report(host, 1, rows, 0.1);
+            report.models[0].measured.rows_per_request = rows_per_request;
+            fleet.hear(report, Duration::ZERO);
+        }
+        let rows = fleet.measure(Duration::ZERO).into_values().next().and_then(|of| of.rows_per_request);
+        assert!(rows.is_some_and(|rows| (2.0..10.0).contains(&rows)), "{rows:?}");
     }
 
     #[test]

@@ -216,7 +216,8 @@ impl Scaler {
         let queues = self.queues.read(&self.broker, &models).await;
         let (clock, now) = (unix_ms(), self.began.elapsed());
         let (round, due) = {
-            let fleet = lock(&self.fleet);
+            let mut fleet = lock(&self.fleet);
+            fleet.retain(|model| models.contains_key(model));
             let round = brain.round(&Seen { models: &models, queues: &queues, fleet: &fleet, clock, now });
             self.metrics.hosts.set(fleet.alive(now).count() as f64);
             let follows = |report: &Report| Some((report.host.clone(), report.assignment.as_ref()?.generation));

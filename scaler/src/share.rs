@@ -48,27 +48,44 @@ pub struct Claim {
     pub waited: Duration,
 }
 
+/// What a claim gets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Granted {
+    /// Slots.
+    pub slots: usize,
+    /// Of these, what it must have even if that moves others: its part of a guaranteed minimum, or the first slot after [`PATIENCE`].
+    pub owed: usize,
+}
+
 /// Slots for each claim, in their order, out of so many units.
-pub fn share(capacity: usize, groups: &[Group], claims: &[Claim]) -> Vec<usize> {
-    let wanted: usize = claims.iter().map(|claim| claim.wants * claim.units).sum();
-    if wanted <= capacity {
-        return claims.iter().map(|claim| claim.wants).collect();
+pub fn share(capacity: usize, groups: &[Group], claims: &[Claim]) -> Vec<Granted> {
+    let units = claims.iter().map(|claim| claim.wants.saturating_mul(claim.units));
+    let enough = units.fold(0, usize::saturating_add) <= capacity;
+    let all = |owed: &[usize]| -> Vec<Granted> {
+        claims.iter().zip(owed).map(|(claim, owed)| Granted { slots: claim.wants, owed: *owed }).collect()
+    };
+    let mut given = vec![0; claims.len()];
+    let mut starved: Vec<usize> =
+        (0..claims.len()).filter(|claim| claims[*claim].waited >= PATIENCE && claims[*claim].wants > 0).collect();
+    if enough && starved.is_empty() && groups.iter().all(|group| group.minimum == 0) {
+        return all(&given);
     }
     let mut tree = Node::root(groups, claims);
-    let mut given = vec![0; claims.len()];
     let mut left = capacity;
     // Guaranteed minimums first, the inner ones before what they stand in.
     tree.guarantee(claims, &mut given, &mut left);
-    let mut starved: Vec<usize> =
-        (0..claims.len()).filter(|claim| claims[*claim].waited >= PATIENCE && claims[*claim].wants > 0).collect();
     starved.sort_by_key(|claim| (Reverse(claims[*claim].waited), *claim));
     for claim in starved {
         if given[claim] == 0 && claims[claim].units <= left {
             tree.give_to(claim, claims, &mut given, &mut left);
         }
     }
+    let owed = given.clone();
+    if enough {
+        return all(&owed);
+    }
     while left > 0 && tree.give(claims, &mut given, &mut left) {}
-    given
+    given.into_iter().zip(owed).map(|(slots, owed)| Granted { slots, owed }).collect()
 }
 
 /// A group, or the whole.
@@ -206,6 +223,10 @@ mod tests {
         Claim { group: group.into(), priority: 0, wants, has: 0, units: 1, waited: Duration::ZERO }
     }
 
+    fn slots(capacity: usize, groups: &[Group], claims: &[Claim]) -> Vec<usize> {
+        share(capacity, groups, claims).into_iter().map(|granted| granted.slots).collect()
+    }
+
     fn group(name: &str, weight: f64, minimum: usize) -> Group {
         Group { name: name.into(), weight, minimum }
     }
@@ -224,26 +245,26 @@ mod tests {
             ("unknown groups have weight 1", 4, vec![claim("z", 10), claim("b", 10)], vec![2, 2]),
         ];
         for (what, capacity, claims, expected) in cases {
-            assert_eq!(share(capacity, &groups, &claims), expected, "{what}");
+            assert_eq!(slots(capacity, &groups, &claims), expected, "{what}");
         }
     }
 
     #[test]
     fn within_a_group_priority_then_evenly_then_whoever_has_it() {
         let urgent = Claim { priority: 1, ..claim("a", 3) };
-        assert_eq!(share(4, &[], &[claim("a", 3), urgent, claim("a", 3)]), [1, 3, 0]);
-        assert_eq!(share(4, &[], &[claim("a", 3), claim("a", 3)]), [2, 2]);
+        assert_eq!(slots(4, &[], &[claim("a", 3), urgent, claim("a", 3)]), [1, 3, 0]);
+        assert_eq!(slots(4, &[], &[claim("a", 3), claim("a", 3)]), [2, 2]);
         let incumbent = Claim { has: 1, ..claim("a", 1) };
-        assert_eq!(share(1, &[], &[claim("a", 1), incumbent.clone()]), [0, 1]);
+        assert_eq!(slots(1, &[], &[claim("a", 1), incumbent.clone()]), [0, 1]);
         let starved = Claim { waited: PATIENCE, ..claim("b", 1) };
-        assert_eq!(share(1, &[], &[incumbent, starved]), [0, 1]);
+        assert_eq!(slots(1, &[], &[incumbent, starved]), [0, 1]);
     }
 
     #[test]
     fn what_does_not_fit_is_passed_over() {
         let large = Claim { units: 4, ..claim("a", 2) };
-        assert_eq!(share(6, &[], &[large.clone(), claim("b", 5)]), [1, 2]);
-        assert_eq!(share(3, &[], &[large, claim("b", 5)]), [0, 3]);
+        assert_eq!(slots(6, &[], &[large.clone(), claim("b", 5)]), [1, 2]);
+        assert_eq!(slots(3, &[], &[large, claim("b", 5)]), [0, 3]);
     }
 
     fn any_claim() -> impl Strategy<Value = Claim> {
@@ -257,29 +278,50 @@ mod tests {
             claims in prop::collection::vec(any_claim(), 1..20),
             capacity in 0..30_usize,
         ) {
-            let given = share(capacity, &[group("a", 2.0, 3)], &claims);
+            let given = slots(capacity, &[group("a", 2.0, 3)], &claims);
             let wanted: usize = claims.iter().map(|claim| claim.wants).sum();
             prop_assert_eq!(given.iter().sum::<usize>(), wanted.min(capacity));
             prop_assert!(given.iter().zip(&claims).all(|(given, claim)| *given <= claim.wants));
         }
 
-        /// However many want something and however little there is, each has its turn.
+        /// However many want something and however little there is, each has its turn, and keeps it for long enough to be of use. As
+        /// the scaler counts it, whoever has been served for [`PATIENCE`] has had its turn.
         #[test]
         fn nobody_starves(mut claims in prop::collection::vec(any_claim(), 1..12), capacity in 2..5_usize) {
             let groups = [group("a", 5.0, 1), group("b", 1.0, 0)];
             let step = Duration::from_secs(5);
-            let mut served = vec![false; claims.len()];
-            for _ in 0..(claims.len() + 2) * 8 {
-                let given = share(capacity, &groups, &claims);
-                for ((claim, given), served) in claims.iter_mut().zip(given).zip(&mut served) {
-                    *served |= given > 0;
+            let (mut in_a_row, mut longest) = (vec![0; claims.len()], vec![0; claims.len()]);
+            for _ in 0..(claims.len() + 2) * 16 {
+                let given = slots(capacity, &groups, &claims);
+                for (at, (claim, given)) in claims.iter_mut().zip(given).enumerate() {
+                    in_a_row[at] = if given > 0 { in_a_row[at] + 1 } else { 0 };
+                    longest[at] = longest[at].max(in_a_row[at]);
                     claim.has = given;
-                    claim.waited = if given > 0 || claim.wants == 0 { Duration::ZERO } else { claim.waited + step };
+                    let had_turn = step * in_a_row[at] >= PATIENCE;
+                    claim.waited = if had_turn || claim.wants == 0 { Duration::ZERO } else { claim.waited + step };
                 }
             }
-            for (claim, served) in claims.iter().zip(served) {
-                prop_assert!(served || claim.wants == 0, "{claim:?} never had a slot");
+            for (claim, longest) in claims.iter().zip(longest) {
+                prop_assert!(step * longest >= PATIENCE || claim.wants == 0, "{claim:?} was served {longest} steps in a row");
             }
+        }
+
+        #[test]
+        fn what_is_owed_is_part_of_what_is_granted(
+            claims in prop::collection::vec((any_claim(), 0..60_u64), 1..12),
+            capacity in 0..40_usize,
+        ) {
+            let waits = |(claim, waited): (Claim, u64)| Claim { waited: Duration::from_secs(waited), ..claim };
+            let claims: Vec<Claim> = claims.into_iter().map(waits).collect();
+            let granted = share(capacity, &[group("a", 2.0, 3)], &claims);
+            prop_assert!(granted.iter().all(|granted| granted.owed <= granted.slots), "{granted:?}");
+            let of_a = |(claim, _): &(&Claim, &Granted)| claim.group.starts_with('a');
+            let (wanted, owed) = claims
+                .iter()
+                .zip(&granted)
+                .filter(of_a)
+                .fold((0, 0), |(wanted, owed), (claim, granted)| (wanted + claim.wants, owed + granted.owed));
+            prop_assert!(owed >= wanted.min(3).min(capacity), "{owed} of what is guaranteed to `a`, which wants {wanted}");
         }
     }
 }

@@ -8,7 +8,8 @@ use sluice_core::assignment::Gate;
 use sluice_core::clock::UnixMs;
 use sluice_core::scaler::{Answer, Explanation, LeaseRequest, LeaseState};
 
-use super::{Brain, lease_claim};
+use super::Brain;
+use super::shares::lease_claim;
 use crate::fleet::Fleet;
 use crate::place::Place;
 use crate::share::share;
@@ -101,11 +102,11 @@ impl Brain {
         let (capacity, mut claims) = self.claims.get(&gpus).cloned().unwrap_or_default();
         claims.push(lease_claim(&request.group, units, false));
         let granted = share(capacity, &self.groups, &claims);
-        if granted.last().is_none_or(|granted| *granted < units) {
+        let granted = granted.last().map_or(0, |granted| granted.slots);
+        if granted < units {
             return Answer::Refused(format!(
                 "{units} units are wanted for group `{}`, and what others need leaves it {} of {capacity}",
-                request.group,
-                granted.last().copied().unwrap_or(0)
+                request.group, granted
             ));
         }
         // Whoever asks before the next round finds that much less.

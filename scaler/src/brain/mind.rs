@@ -16,6 +16,11 @@ use crate::fleet::Measured;
 /// Until the first was measured.
 const USUAL_COLD_START: Duration = Duration::from_secs(1);
 
+/// After so long nobody knows any more what a model takes: a high reading that kept it off every host must not do so for ever.
+const MEMORY_REMEMBERED: Duration = Duration::from_secs(600);
+/// Requests that are larger or smaller by more than this share count as of another size.
+const RESIZED: f64 = 0.2;
+
 /// What is remembered of a model.
 #[derive(Debug, Default)]
 pub(super) struct Mind {
@@ -24,13 +29,15 @@ pub(super) struct Mind {
     pub(super) row_time: Option<Duration>,
     pub(super) rows_per_request: Option<f64>,
     pub(super) cold_start: Option<Duration>,
-    /// MiB that this revision was seen to take; remembered when it is nowhere loaded.
-    pub(super) memory_mib: u64,
+    /// MiB that this revision was seen to take, and when; remembered for a while when it is nowhere loaded.
+    pub(super) memory_mib: Option<(u64, Duration)>,
     /// Since when it has wanted something and not had a turn: served for a while.
     pub(super) waiting_since: Option<Duration>,
     pub(super) serving_since: Option<Duration>,
     pub(super) wanted: usize,
     pub(super) granted: usize,
+    /// Of these, those for which others give way.
+    pub(super) owed: usize,
     pub(super) serving: usize,
     /// Of these, what hosts run by their own configuration.
     pub(super) listed: usize,
@@ -52,19 +59,24 @@ impl Mind {
         self.serving = measured.serving;
         self.listed = measured.listed;
         if std::mem::replace(&mut self.revision, entry.revision) != entry.revision {
-            self.memory_mib = 0;
+            self.memory_mib = None;
         }
-        self.memory_mib = self.memory_mib.max(measured.memory_mib);
+        if measured.memory_mib > 0 {
+            self.memory_mib = Some((measured.memory_mib, seen.now));
+        }
+        self.memory_mib = self.memory_mib.filter(|(_, at)| seen.now.saturating_sub(*at) < MEMORY_REMEMBERED);
         self.row_time =
             measured.row_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).or(self.row_time);
-        if self.rows_per_request.is_none() && measured.rows_per_request.is_some() {
+        if let Some(rows) = measured.rows_per_request
+            && self.rows_per_request.is_none_or(|before| (rows / before - 1.0).abs() > RESIZED)
+        {
             // What waits is counted otherwise from now on; the difference has not arrived.
             self.arrivals.forget();
+            self.rows_per_request = Some(rows);
         }
-        self.rows_per_request = measured.rows_per_request.or(self.rows_per_request);
         self.cold_start = measured.cold_start.or(self.cold_start);
         if !entry.started {
-            (self.wanted, self.granted) = (0, 0);
+            (self.wanted, self.granted, self.owed) = (0, 0, 0);
             self.history = History::default();
             self.arrivals.forget();
             self.reason = "it is stopped".into();

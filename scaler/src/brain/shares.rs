@@ -1,0 +1,138 @@
+//! What the shares of groups allow models and leases.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_core::ModelName;
+use sluice_core::assignment::Gate;
+use sluice_core::manifest::DeviceKind;
+use sluice_core::report::Report;
+
+use super::{Brain, Seen, units};
+use crate::catalog::Entry;
+use crate::place::{Lent, Place};
+use crate::share::{Claim, share};
+
+/// What its group's share makes of a lease.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LeaseShare {
+    /// Whether others have a better right to its devices.
+    pub(super) short: bool,
+    /// Whether a guaranteed minimum covers it.
+    owed: bool,
+}
+
+impl Brain {
+    /// Tells each model's mind what it may have; gives what becomes of leases.
+    pub(super) fn grant(&mut self, seen: &Seen) -> BTreeMap<String, LeaseShare> {
+        let mut leases: BTreeMap<String, LeaseShare> = BTreeMap::new();
+        self.claims.clear();
+        for kind in [DeviceKind::Cpu, DeviceKind::Cuda] {
+            let (capacity, largest) = self.capacity(seen, kind);
+            let models: Vec<(&ModelName, &Arc<Entry>)> = seen
+                .models
+                .iter()
+                .filter(|(_, entry)| entry.started && entry.manifest.resources.device == kind)
+                .collect();
+            let mut claims: Vec<Claim> =
+                models.iter().map(|(model, entry)| self.claim(seen, model, entry, largest)).collect();
+            let lent: Vec<(&String, Claim)> = self
+                .leases
+                .iter()
+                .filter_map(|(id, held)| {
+                    let units = units_of(seen, held.devices.keys(), kind);
+                    (units > 0).then(|| (id, lease_claim(held.group(), units, true)))
+                })
+                .collect();
+            claims.extend(lent.iter().map(|(_, claim)| claim.clone()));
+            let granted = share(capacity, &self.groups, &claims);
+            for ((model, _), granted) in models.iter().zip(&granted) {
+                if let Some(mind) = self.minds.get_mut(*model) {
+                    mind.granted = granted.slots + mind.listed.min(mind.wanted);
+                    mind.owed = granted.owed;
+                }
+            }
+            for ((id, claim), granted) in lent.iter().zip(&granted[models.len()..]) {
+                let share = leases.entry((*id).clone()).or_insert(LeaseShare { short: false, owed: true });
+                share.short |= granted.slots < claim.wants;
+                share.owed &= granted.owed >= claim.wants;
+            }
+            self.claims.insert(kind == DeviceKind::Cuda, (capacity, claims));
+        }
+        leases
+    }
+
+    /// Units of a kind of device that models and leases may have, and those of the largest device.
+    fn capacity(&self, seen: &Seen, kind: DeviceKind) -> (usize, usize) {
+        let (mut capacity, mut largest) = (0_usize, 1);
+        for report in seen.fleet.alive(seen.now).filter(|report| report.assignment.is_some() && !report.draining) {
+            for device in report.devices.iter().filter(|device| is_of(&device.name, kind)) {
+                let units = match self.gate(&report.host) {
+                    Gate::Open => device.capacity,
+                    // What is free there is of use to nobody.
+                    Gate::Cordoned => self.used(seen, report, &device.name).min(device.capacity),
+                    Gate::Drained => 0,
+                };
+                capacity = capacity.saturating_add(units);
+                largest = largest.max(units);
+            }
+        }
+        (capacity, largest)
+    }
+
+    /// Units that are taken of a device.
+    fn used(&self, seen: &Seen, report: &Report, device: &str) -> usize {
+        let place = (report.host.clone(), device.to_owned());
+        if self.leases.places().contains(&place) {
+            return usize::MAX;
+        }
+        let used = |(model, places): (&ModelName, &BTreeMap<Place, usize>)| {
+            let slots = places.get(&place)?;
+            Some(units(seen.models.get(model)?).saturating_mul(*slots))
+        };
+        self.placement.iter().filter_map(used).fold(0, usize::saturating_add)
+    }
+
+    fn claim(&self, seen: &Seen, model: &ModelName, entry: &Entry, largest: usize) -> Claim {
+        let mind = self.minds.get(model);
+        let waited = mind.and_then(|mind| mind.waiting_since).map(|since| seen.now.saturating_sub(since));
+        Claim {
+            group: entry.manifest.scaling.group.clone(),
+            priority: entry.manifest.scaling.priority,
+            // What hosts run by their own configuration takes nothing of the others.
+            wants: mind.map_or(0, |mind| mind.wanted.saturating_sub(mind.listed)),
+            has: self.placement.get(model).map_or(0, |places| places.values().sum()),
+            // What cannot be placed anyway takes nothing from others.
+            units: if mind.is_some_and(|mind| mind.fits_nowhere) { 0 } else { units(entry).min(largest) },
+            waited: waited.unwrap_or_default(),
+        }
+    }
+
+    /// Where devices are lent.
+    pub(super) fn lent(&self, leases: &BTreeMap<String, LeaseShare>) -> BTreeMap<Place, Lent> {
+        let places = self.leases.iter().flat_map(|(id, held)| {
+            let owed = leases.get(id).is_some_and(|share| share.owed);
+            held.devices.keys().map(move |place| (place.clone(), Lent { lease: id.clone(), owed }))
+        });
+        places.collect()
+    }
+}
+
+fn is_of(device: &str, kind: DeviceKind) -> bool {
+    device.starts_with("cuda") == (kind == DeviceKind::Cuda)
+}
+
+fn units_of<'p>(seen: &Seen, places: impl Iterator<Item = &'p Place>, kind: DeviceKind) -> usize {
+    let units = places.filter(|(_, device)| is_of(device, kind)).filter_map(|(host, device)| {
+        let report = seen.fleet.host(host, seen.now)?;
+        Some(report.devices.iter().find(|of| of.name == *device)?.capacity)
+    });
+    units.fold(0, usize::saturating_add)
+}
+
+/// A lease wants its devices whole. It is work that can wait: models of its own group come first.
+pub(super) fn lease_claim(group: &str, units: usize, has: bool) -> Claim {
+    let has = if has { units } else { 0 };
+    Claim { group: group.to_owned(), priority: -1, wants: units, has, units: 1, waited: Duration::ZERO }
+}

@@ -1,0 +1,150 @@
+//! Moves others out of the way of what a model is owed: a guaranteed minimum, or its turn after it has waited long. Shares count units
+//! alone; memory, devices that are not shared and units that lie scattered can still keep a model from what it was granted.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use super::rooms::{Room, Rooms};
+use super::{Placed, Want, fill};
+
+/// Places what is owed and has no room, those that have waited longest first, where others lose least. Nobody loses what it is owed
+/// itself.
+pub(super) fn reclaim(wants: &[Want], rooms: &mut Rooms, placed: &mut Placed) {
+    let count = |want: &Want| placed.placement.get(&want.model).map_or(0, |places| places.values().sum());
+    let lacks = |want: &Want| {
+        want.owed > 0
+            && placed.unplaced.get(&want.model).is_some_and(|unplaced| unplaced.full)
+            && count(want) < want.owed
+    };
+    let mut lacking: Vec<usize> = (0..wants.len()).filter(|at| lacks(&wants[*at])).collect();
+    if lacking.is_empty() {
+        return;
+    }
+    lacking.sort_by_key(|at| (Reverse(wants[*at].waited), *at));
+    let count = wants.iter().map(count).collect();
+    let mut tenants = Tenants { wants, count, of: BTreeMap::new() };
+    for (index, want) in wants.iter().enumerate() {
+        for (place, slots) in placed.placement.get(&want.model).into_iter().flatten() {
+            if let Some(at) = rooms.find(place) {
+                tenants.of.entry(at).or_default().insert(index, *slots);
+            }
+        }
+    }
+    let mut evicted: BTreeMap<usize, usize> = BTreeMap::new();
+    for index in lacking {
+        let want = &wants[index];
+        while tenants.count[index] < want.owed {
+            let Some((at, leaving)) = tenants.cheapest(index, rooms) else {
+                placed.in_the_way.extend(lease_in_the_way(want, rooms));
+                break;
+            };
+            for (victim, slots) in leaving {
+                tenants.evict(at, victim, slots, rooms, placed);
+                *evicted.entry(victim).or_default() += slots;
+            }
+            tenants.admit(at, index, rooms, placed);
+        }
+    }
+    // Those that had to go may find room elsewhere.
+    for (victim, slots) in evicted {
+        let lacked = placed.unplaced.remove(&wants[victim].model).map_or(0, |unplaced| unplaced.slots);
+        fill(&wants[victim], lacked + slots, rooms, placed);
+    }
+}
+
+/// Who is where.
+struct Tenants<'w> {
+    wants: &'w [Want],
+    /// Slots of each want.
+    count: Vec<usize>,
+    /// By room, the wants that have slots there.
+    of: BTreeMap<usize, BTreeMap<usize, usize>>,
+}
+
+impl Tenants<'_> {
+    /// The room where least has to go for one slot more, and what that is.
+    fn cheapest(&self, index: usize, rooms: &Rooms) -> Option<(usize, Vec<(usize, usize)>)> {
+        let want = &self.wants[index];
+        let suitable = rooms.iter().enumerate().filter(|(_, room)| room.host.takes_more && want.suits(room));
+        let leaving = suitable.filter_map(|(at, room)| Some((at, self.leaving(index, at, room)?)));
+        leaving.min_by_key(|(at, leaving)| {
+            let units = |(victim, slots): &(usize, usize)| self.wants[*victim].units_on(rooms[*at].device) * slots;
+            (leaving.iter().map(units).sum::<usize>(), *at)
+        })
+    }
+
+    /// What has to leave a room for one slot more, those that matter least first; `None` if that would not do.
+    fn leaving(&self, index: usize, at: usize, room: &Room) -> Option<Vec<(usize, usize)>> {
+        let want = &self.wants[index];
+        let empty = BTreeMap::new();
+        let here = self.of.get(&at).unwrap_or(&empty);
+        let first = !here.contains_key(&index);
+        let mut room = *room;
+        let mut leaving = Vec::new();
+        for (victim, slots) in here.iter().rev().filter(|(victim, _)| **victim != index) {
+            let other = &self.wants[*victim];
+            if room.fits(want, first) {
+                break;
+            }
+            if other.units == 0 {
+                continue;
+            }
+            let may_go = (*slots).min(self.count[*victim].saturating_sub(other.owed));
+            let units = other.units_on(room.device).max(1);
+            let lacks = (want.units_on(room.device) as i64 - room.free).max(0) as usize;
+            // Memory, and a device for oneself, are there only once all slots of a model have gone.
+            let go = if room.admits(want, first) { lacks.div_ceil(units).min(may_go) } else { *slots };
+            if go == 0 || go > may_go {
+                continue;
+            }
+            room.give_back(other, go, go == *slots);
+            leaving.push((*victim, go));
+        }
+        room.fits(want, first).then_some(leaving)
+    }
+
+    fn evict(&mut self, at: usize, victim: usize, slots: usize, rooms: &mut Rooms, placed: &mut Placed) {
+        let (want, place) = (&self.wants[victim], rooms[at].place());
+        let there = self.of.entry(at).or_default();
+        let left = there.get(&victim).map_or(0, |had| had - slots);
+        rooms.change(at, |room| room.give_back(want, slots, left == 0));
+        self.count[victim] -= slots;
+        let places = placed.placement.entry(want.model.clone()).or_default();
+        if left > 0 {
+            there.insert(victim, left);
+            places.insert(place, left);
+            return;
+        }
+        there.remove(&victim);
+        places.remove(&place);
+        if places.is_empty() {
+            placed.placement.remove(&want.model);
+        }
+    }
+
+    fn admit(&mut self, at: usize, index: usize, rooms: &mut Rooms, placed: &mut Placed) {
+        let want = &self.wants[index];
+        let there = self.of.entry(at).or_default().entry(index).or_default();
+        rooms.change(at, |room| room.take(want, 1, *there == 0));
+        *there += 1;
+        self.count[index] += 1;
+        *placed.placement.entry(want.model.clone()).or_default().entry(rooms[at].place()).or_default() += 1;
+        if let Some(unplaced) = placed.unplaced.get_mut(&want.model) {
+            unplaced.slots -= 1;
+            if unplaced.slots == 0 {
+                placed.unplaced.remove(&want.model);
+            }
+        }
+    }
+}
+
+/// A lease on a device that would do, if it is one that may be ended.
+fn lease_in_the_way(want: &Want, rooms: &Rooms) -> Option<String> {
+    let would_do = |room: &&Room| {
+        room.host.takes_more
+            && want.would_suit(room)
+            && room.device.memory_mib.is_none_or(|most| want.memory_mib <= most)
+    };
+    let lent = rooms.iter().filter(would_do).filter_map(|room| room.device.lent.as_ref());
+    lent.filter(|lent| !lent.owed).map(|lent| lent.lease.clone()).min()
+}
