@@ -1,0 +1,111 @@
+//! Places where models do not come to serve, and what models take there.
+
+use super::*;
+
+#[test]
+fn a_host_where_it_does_not_load_is_left_for_another_and_tried_again_later() {
+    let mut world = World::new(&[("a", 4), ("b", 4)], Vec::new());
+    world.states = vec![("a/cpu", Some(State::Failed))];
+    world.deploy("m", "min_slots = 1");
+    world.rounds(4);
+    assert_eq!(world.slots("m"), "b: 1");
+    // The only other host goes: the broken one is not tried at once, and the reason is told.
+    world.hosts.remove("b");
+    world.rounds(12);
+    assert_eq!(world.slots("m"), "");
+    assert!(
+        world.explain("m").trouble.is_some_and(|trouble| trouble.contains("failed to load")),
+        "{:?}",
+        world.explain("m")
+    );
+    let mut tries = 0;
+    for _ in 0..240 {
+        let before = world.slots("m");
+        world.round();
+        tries += usize::from(before.is_empty() && !world.slots("m").is_empty());
+    }
+    assert!((2..=5).contains(&tries), "{tries} tries in two minutes: the pause doubles");
+    world.states.clear();
+    world.rounds(700);
+    assert_eq!(world.slots("m"), "a: 1");
+}
+
+#[test]
+fn a_host_that_waits_for_memory_in_vain_is_left_for_another() {
+    let mut world = World::new(&[("a", 4), ("b", 4)], Vec::new());
+    world.states = vec![("a/cpu", Some(State::Waiting))];
+    world.deploy("m", "min_slots = 1");
+    world.rounds(16);
+    assert_eq!(world.slots("m"), "a: 1", "what ends there may give memory back in a moment");
+    world.rounds(10);
+    assert_eq!(world.slots("m"), "b: 1");
+}
+
+#[test]
+fn what_a_model_was_seen_to_take_counts_where_less_was_declared() {
+    let mut world = World::new(&[("a", 9), ("b", 9)], Vec::new());
+    world.memory_mib = 6_000;
+    for model in ["m", "n"] {
+        world.deploy(model, "min_slots = 1");
+        world.rounds(4);
+    }
+    assert_eq!((world.slots("m"), world.slots("n")), ("a: 1".into(), "b: 1".into()));
+    // Each host has room for more slots, but no memory for another model of what these were seen to take.
+    world.wait("m", 60);
+    world.rounds(4);
+    assert_eq!(world.slots("m"), "a: 8", "{}", world.explain("m").reason);
+}
+
+#[test]
+fn a_high_reading_does_not_keep_a_model_from_everywhere() {
+    let mut world = World::new(&[("a", 9), ("b", 9)], Vec::new());
+    world.deploy("n", "min_slots = 1");
+    world.rounds(4);
+    assert_eq!(world.slots("n"), "a: 1");
+    // More than any host has: by chance, something else grew while it was loaded.
+    world.memory_mib = 20_000;
+    world.deploy("m", "min_slots = 1");
+    world.rounds(4);
+    world.memory_mib = 0;
+    world.hosts.remove("b");
+    world.rounds(20);
+    assert_eq!(world.slots("m"), "", "the host is not empty: {:?}", world.explain("m"));
+    world.rounds(1300);
+    assert_eq!(world.slots("m"), "a: 1");
+}
+
+#[test]
+fn a_device_that_fails_is_left_for_another_of_its_host() {
+    let mut world = World::new(&[], Vec::new());
+    for gpu in ["cuda:0", "cuda:1", "cuda:2"] {
+        world.device("a", gpu, 1);
+    }
+    world.states = vec![("a/cuda:1", Some(State::Failed))];
+    world.deploy("m", "min_slots = 2\nmax_slots = 2\n[resources]\ndevice = \"cuda\"");
+    world.rounds(3);
+    let mut lost = 0;
+    for _ in 0..400 {
+        world.round();
+        let serving = world.told["a"].slots.iter().filter(|of| of.device != "cuda:1").count();
+        lost += usize::from(serving < 2);
+    }
+    assert_eq!(lost, 0, "what serves goes on, and the bad device is not taken for another again");
+}
+
+#[test]
+fn a_place_of_which_nothing_is_heard_is_left_for_another() {
+    for (state, still, gone) in [(None, 100, 130), (Some(State::Loading), 560, 610)] {
+        let mut world = World::new(&[("a", 4), ("b", 4)], Vec::new());
+        world.states = vec![("a/cpu", state)];
+        world.deploy("m", "min_slots = 1");
+        world.rounds(still);
+        assert_eq!(world.slots("m"), "a: 1", "{state:?}: it may come yet");
+        world.rounds(gone - still);
+        assert_eq!(world.slots("m"), "b: 1", "{state:?}");
+        // With no other host left, the reason is told.
+        world.states.push(("b/cpu", Some(State::Failed)));
+        world.rounds(3);
+        let trouble = world.explain("m").trouble.unwrap_or_default();
+        assert!(trouble.contains("a/cpu"), "{trouble}");
+    }
+}
