@@ -96,10 +96,12 @@ impl Brain {
         // An operator's word on a host that is silent just now holds for as long as the host is remembered.
         self.gates.retain(|host, _| fleet.remembers(host));
         self.adopted.retain(|host| fleet.remembers(host));
-        for (host, gate) in
-            fleet.remembered().filter_map(|report| Some((&report.host, report.assignment.as_ref()?.gate)))
-        {
-            self.gates.entry(host.clone()).or_insert(gate);
+        for report in fleet.remembered() {
+            if let Some(assignment) = &report.assignment
+                && !self.gates.contains_key(&report.host)
+            {
+                self.gates.insert(report.host.clone(), assignment.gate);
+            }
         }
         for report in fleet.alive(now) {
             let Some(assignment) = &report.assignment else { continue };
@@ -133,11 +135,8 @@ impl Brain {
         let leases = self.grant(seen);
         let hosts = fleet.open(now, &self.gates, &self.lent(&leases));
         let wants = self.wants(seen, &hosts);
-        let busy = |model: &ModelName, (host, device): &Place| {
-            let report = fleet.host(host, now);
-            let found =
-                report.and_then(|report| report.models.iter().find(|of| of.model == *model && of.device == *device));
-            found.map_or(0.0, |of| of.measured.busy)
+        let busy = |model: &ModelName, place: &Place| {
+            fleet.said(model, place, now).flatten().map_or(0.0, |said| said.measured.busy)
         };
         let placed = place(&wants, &hosts, &self.placement, &busy);
         for (id, share) in leases {

@@ -1,6 +1,6 @@
 //! What the hosts say: the newest report of each, how long ago it came, and what follows from all of them about a model.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sluice_core::ModelName;
@@ -164,15 +164,10 @@ impl Fleet {
         all.into_iter().map(mean).collect()
     }
 
-    /// What is said of each model on each device of hosts that live, by model, host and device.
-    pub fn said(&self, now: Duration) -> HashMap<(&ModelName, &str, &str), &ModelReport> {
-        let mut said = HashMap::new();
-        for report in self.alive(now) {
-            said.extend(
-                report.models.iter().map(|model| ((&model.model, report.host.as_str(), model.device.as_str()), model)),
-            );
-        }
-        said
+    /// What a host that lives says of a model on a device; `Some(None)` if it says nothing of it.
+    pub fn said(&self, model: &ModelName, (host, device): &Place, now: Duration) -> Option<Option<&ModelReport>> {
+        let report = self.host(host, now)?;
+        Some(report.models.iter().find(|of| of.device == *device && of.model == *model))
     }
 }
 

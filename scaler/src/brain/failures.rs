@@ -51,7 +51,6 @@ impl Failures {
         cold_start: impl Fn(&ModelName) -> Duration,
         now: Duration,
     ) {
-        let said = fleet.said(now);
         self.0.retain(|(model, place), trial| {
             let placed = placement.get(model).is_some_and(|places| places.contains_key(place));
             let current = models.get(model).is_some_and(|entry| entry.started && entry.revision == trial.revision);
@@ -59,11 +58,15 @@ impl Failures {
         });
         for (model, places) in placement {
             let Some(entry) = models.get(model).filter(|entry| entry.started) else { continue };
-            for place in places.keys().filter(|(host, _)| fleet.host(host, now).is_some()) {
-                let report = said.get(&(model, place.0.as_str(), place.1.as_str()));
+            for place in places.keys() {
+                let Some(report) = fleet.said(model, place, now) else { continue };
+                let serves = report.is_some_and(|report| report.serving.is_some());
+                if serves && self.0.is_empty() {
+                    continue;
+                }
                 let key = (model.clone(), place.clone());
-                if report.is_some_and(|report| report.serving.is_some()) {
-                    // What has worked is forgotten.
+                if serves {
+                    // What has failed before is forgotten.
                     self.0.remove(&key);
                     continue;
                 }

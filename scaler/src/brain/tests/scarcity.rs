@@ -134,15 +134,16 @@ fn models_that_want_the_same_device_for_themselves_take_turns() {
 #[test]
 fn free_room_of_a_cordoned_host_counts_for_nobody() {
     let mut world = World::new(&[("a", 4), ("b", 4)], Vec::new());
-    world.deploy("low", "min_slots = 8\nmax_slots = 8");
+    world.deploy("low", "min_slots = 4\nmax_slots = 4\nselector = { name = \"b\" }");
     world.rounds(3);
     assert!(matches!(world.brain.set_gate("a", Gate::Cordoned, &world.fleet, world.now), Answer::Done));
-    world.deploy("low", "min_slots = 4\nmax_slots = 4");
-    world.rounds(60);
-    let ours = "min_slots = 2\npriority = 1";
-    world.deploy("high", ours);
+    // With the other host's four, there would be room for all.
+    world.deploy("high", "min_slots = 3\nmax_slots = 3\npriority = 1");
     world.rounds(8);
-    let slots: usize = world.told.values().flat_map(|wanted| &wanted.slots).map(|of| of.slots).sum();
-    assert!(!world.slots("high").is_empty(), "{:?} {:?}", world.explain("high"), world.explain("low"));
-    assert!(slots <= 8);
+    assert_eq!(
+        (world.slots("high"), world.slots("low")),
+        ("b: 3".into(), "b: 1".into()),
+        "{:?}",
+        world.explain("high")
+    );
 }
