@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_core::ModelName;
-use sluice_core::report::State;
+use sluice_core::report::{ModelReport, State};
 
 use crate::catalog::Entry;
 use crate::fleet::Fleet;
@@ -23,9 +23,9 @@ const SLOWER: u32 = 4;
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
-/// Places that were told to run a model and do not serve it.
+/// Places that were told to run a model and do not serve it, and those where it failed before.
 #[derive(Debug, Default)]
-pub(super) struct Failures(BTreeMap<(ModelName, Place), Trial>);
+pub(super) struct Failures(BTreeMap<ModelName, BTreeMap<Place, Trial>>);
 
 /// How a place does with a model's revision.
 #[derive(Debug)]
@@ -51,51 +51,34 @@ impl Failures {
         cold_start: impl Fn(&ModelName) -> Duration,
         now: Duration,
     ) {
-        self.0.retain(|(model, place), trial| {
-            let placed = placement.get(model).is_some_and(|places| places.contains_key(place));
-            let current = models.get(model).is_some_and(|entry| entry.started && entry.revision == trial.revision);
-            current && (placed || (trial.failures > 0 && fleet.remembers(&place.0)))
+        let mut before = std::mem::take(&mut self.0);
+        before.retain(|model, trials| {
+            let revision = models.get(model).filter(|entry| entry.started).map(|entry| entry.revision);
+            trials.retain(|_, trial| Some(trial.revision) == revision);
+            !trials.is_empty()
         });
         for (model, places) in placement {
             let Some(entry) = models.get(model).filter(|entry| entry.started) else { continue };
+            let mut before = before.get_mut(model);
             for place in places.keys() {
                 let Some(report) = fleet.said(model, place, now) else { continue };
-                let serves = report.is_some_and(|report| report.serving.is_some());
-                if serves && self.0.is_empty() {
+                let trial = before.as_mut().and_then(|trials| trials.remove(place));
+                // What has worked once has not failed.
+                if report.is_some_and(|report| report.serving.is_some()) {
                     continue;
                 }
-                let key = (model.clone(), place.clone());
-                if serves {
-                    // What has failed before is forgotten.
-                    self.0.remove(&key);
-                    continue;
-                }
-                // What it says of an older revision says nothing of this one.
-                let report = report.filter(|report| report.revision == Some(entry.revision));
-                let state = report.map(|report| report.state);
-                let new = || Trial {
-                    revision: entry.revision,
-                    state,
-                    since: now,
-                    failures: 0,
-                    until: now,
-                    reason: String::new(),
-                };
-                let trial = self.0.entry(key).or_insert_with(new);
-                if std::mem::replace(&mut trial.state, state) != state || now < trial.until {
-                    trial.since = now;
-                }
-                if trial.until <= now && now - trial.since >= trial.patience(cold_start(model)) {
-                    let pause = FIRST_PAUSE.saturating_mul(1 << trial.failures.min(8)).min(LONGEST_PAUSE);
-                    trial.failures += 1;
-                    trial.until = now + pause;
-                    trial.reason = match (state, report.and_then(|report| report.reason.clone())) {
-                        (_, Some(reason)) => reason,
-                        (Some(State::Failed), None) => "it failed to load".into(),
-                        (Some(state), None) => format!("it was {} for too long", state.as_str()),
-                        (None, None) => "the host does not begin to load it".into(),
-                    };
-                }
+                let mut trial = trial.unwrap_or_else(|| Trial::new(entry.revision, now));
+                // What is said of an older revision says nothing of this one.
+                trial.note(report.filter(|report| report.revision == Some(entry.revision)), cold_start(model), now);
+                self.0.entry(model.clone()).or_default().insert(place.clone(), trial);
+            }
+        }
+        // Where it is not now, or nothing is heard from.
+        for (model, trials) in before {
+            let failed = |(place, trial): &(Place, Trial)| trial.failures > 0 && fleet.remembers(&place.0);
+            let mut failed = trials.into_iter().filter(failed).peekable();
+            if failed.peek().is_some() {
+                self.0.entry(model).or_default().extend(failed);
             }
         }
     }
@@ -112,12 +95,35 @@ impl Failures {
     }
 
     fn avoided(&self, model: &ModelName, now: Duration) -> impl Iterator<Item = (&Place, &Trial)> {
-        let of_model = self.0.range((model.clone(), Place::default())..).take_while(move |((of, _), _)| of == model);
-        of_model.filter(move |(_, trial)| now < trial.until).map(|((_, place), trial)| (place, trial))
+        self.0.get(model).into_iter().flatten().filter(move |(_, trial)| now < trial.until)
     }
 }
 
 impl Trial {
+    fn new(revision: u64, now: Duration) -> Self {
+        Self { revision, state: None, since: now, failures: 0, until: now, reason: String::new() }
+    }
+
+    /// Takes up what a host says of a place that does not serve, if anything.
+    fn note(&mut self, report: Option<&ModelReport>, cold_start: Duration, now: Duration) {
+        let state = report.map(|report| report.state);
+        if std::mem::replace(&mut self.state, state) != state || now < self.until {
+            self.since = now;
+        }
+        if now < self.until || now - self.since < self.patience(cold_start) {
+            return;
+        }
+        let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(8)).min(LONGEST_PAUSE);
+        self.failures += 1;
+        self.until = now + pause;
+        self.reason = match (state, report.and_then(|report| report.reason.clone())) {
+            (_, Some(reason)) => reason,
+            (Some(State::Failed), None) => "it failed to load".into(),
+            (Some(state), None) => format!("it was {} for too long", state.as_str()),
+            (None, None) => "the host does not begin to load it".into(),
+        };
+    }
+
     /// How long it may stay as it is.
     fn patience(&self, cold_start: Duration) -> Duration {
         let at_least = |patience: Duration| {
