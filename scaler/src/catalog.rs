@@ -48,6 +48,12 @@ pub struct Follower {
     pub poll: Duration,
 }
 
+/// A model of the catalogue.
+struct Followed {
+    describing: Describing,
+    revision: Revision,
+}
+
 impl Catalog {
     /// All models as they are now.
     pub fn read(&self) -> BTreeMap<ModelName, Arc<Entry>> {
@@ -68,9 +74,9 @@ impl Follower {
     /// Follows until `stop`.
     pub async fn follow(self, stop: CancellationToken) -> Result<()> {
         let mut signals = self.broker.listen(REVISED).await.context("listening for new revisions")?;
-        let mut described = BTreeMap::new();
+        let mut followed = BTreeMap::new();
         loop {
-            let pause = match self.look_at_all(&mut described, &stop).await {
+            let pause = match self.look_at_all(&mut followed, &stop).await {
                 Ok(()) => {
                     self.catalog.looked.store(true, Ordering::Relaxed);
                     self.poll
@@ -95,7 +101,7 @@ impl Follower {
                 };
                 let name = std::str::from_utf8(&signal.payload).ok().and_then(|name| name.parse::<ModelName>().ok());
                 if let Some(model) = name
-                    && let Err(reason) = self.look(&model, &mut described, &stop).await
+                    && let Err(reason) = self.look(&model, &mut followed, &stop).await
                 {
                     warn!(%model, reason = format!("{reason:#}"), "cannot read a new revision; looking again soon");
                     break;
@@ -104,19 +110,15 @@ impl Follower {
         }
     }
 
-    async fn look_at_all(
-        &self,
-        described: &mut BTreeMap<ModelName, Describing>,
-        stop: &CancellationToken,
-    ) -> Result<()> {
+    async fn look_at_all(&self, followed: &mut BTreeMap<ModelName, Followed>, stop: &CancellationToken) -> Result<()> {
         let models = self.registry.models().await?;
         let known: Vec<ModelName> = self.catalog.models().keys().cloned().collect();
         for gone in known.iter().filter(|known| !models.contains(known)) {
-            self.forget(gone, described);
+            self.forget(gone, followed);
         }
         let mut failed = Ok(());
         for model in &models {
-            if let Err(reason) = self.look(model, described, stop).await {
+            if let Err(reason) = self.look(model, followed, stop).await {
                 // An outage would be one for each.
                 let passes = reason.downcast_ref::<RegistryError>().is_none_or(RegistryError::is_transient);
                 failed = Err(reason.context(format!("model `{model}`")));
@@ -131,7 +133,7 @@ impl Follower {
     async fn look(
         &self,
         model: &ModelName,
-        described: &mut BTreeMap<ModelName, Describing>,
+        followed: &mut BTreeMap<ModelName, Followed>,
         stop: &CancellationToken,
     ) -> Result<()> {
         let newest = match self.registry.newest(model).await {
@@ -142,33 +144,32 @@ impl Follower {
             }
             newest => newest?,
         };
-        let Some(Revision { number, version, started, profile, .. }) = newest else {
-            self.forget(model, described);
+        let Some(revision) = newest else {
+            self.forget(model, followed);
             return Ok(());
         };
-        let known = self.catalog.models().get(model).cloned();
-        let entry = match known.filter(|known| known.revision == number) {
-            Some(known) => known,
-            None => {
-                let manifest = self.registry.effective(model, &version, &profile).await?;
-                info!(%model, revision = number, version, started, "a new revision");
-                Arc::new(Entry { manifest, started, revision: number })
-            }
+        // The whole, not its number: a model that was removed and deployed anew counts from 1 again.
+        if followed.get(model).is_some_and(|known| known.revision == revision) {
+            return Ok(());
+        }
+        let Revision { number, version, started, profile, .. } = &revision;
+        let manifest = self.registry.effective(model, version, profile).await?;
+        info!(%model, revision = number, version, started, "a new revision");
+        let describing = match followed.remove(model) {
+            Some(known) => known.describing,
+            None => Describing::start(&self.broker, model, stop).await?,
         };
-        if !described.contains_key(model) {
-            described.insert(model.clone(), Describing::start(&self.broker, model, stop).await?);
-        }
-        if let Some(describing) = described.get(model) {
-            describing.set(&entry.manifest, started);
-        }
-        self.catalog.models().insert(model.clone(), entry);
+        describing.set(&manifest, *started);
+        let entry = Entry { manifest, started: *started, revision: *number };
+        self.catalog.models().insert(model.clone(), Arc::new(entry));
+        followed.insert(model.clone(), Followed { describing, revision });
         Ok(())
     }
 
-    fn forget(&self, model: &ModelName, described: &mut BTreeMap<ModelName, Describing>) {
+    fn forget(&self, model: &ModelName, followed: &mut BTreeMap<ModelName, Followed>) {
         if self.catalog.models().remove(model).is_some() {
             info!(%model, "it is not deployed any more");
         }
-        described.remove(model);
+        followed.remove(model);
     }
 }

@@ -75,8 +75,6 @@ impl Fleet {
             *done = done.saturating_add(rows.saturating_sub(before));
         }
         self.hosts.insert(report.host.clone(), Heard { report, at: now });
-        self.hosts.retain(|_, heard| now.saturating_sub(heard.at) < FORGOTTEN_AFTER);
-        self.counted.retain(|host, _| self.hosts.contains_key(host));
     }
 
     /// Those that live.
@@ -85,8 +83,10 @@ impl Fleet {
         self.hosts.values().filter(alive).map(|heard| &heard.report)
     }
 
-    /// Forgets what was counted of models that are not deployed any more.
-    pub fn retain(&mut self, deployed: impl Fn(&ModelName) -> bool) {
+    /// Forgets hosts that have been silent for long, and what was counted of models that are not deployed any more.
+    pub fn forget(&mut self, deployed: impl Fn(&ModelName) -> bool, now: Duration) {
+        self.hosts.retain(|_, heard| now.saturating_sub(heard.at) < FORGOTTEN_AFTER);
+        self.counted.retain(|host, _| self.hosts.contains_key(host));
         self.done.retain(|model, _| deployed(model));
     }
 

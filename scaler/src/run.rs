@@ -217,7 +217,7 @@ impl Scaler {
         let (clock, now) = (unix_ms(), self.began.elapsed());
         let (round, due) = {
             let mut fleet = lock(&self.fleet);
-            fleet.retain(|model| models.contains_key(model));
+            fleet.forget(|model| models.contains_key(model), now);
             let round = brain.round(&Seen { models: &models, queues: &queues, fleet: &fleet, clock, now });
             self.metrics.hosts.set(fleet.alive(now).count() as f64);
             let follows = |report: &Report| Some((report.host.clone(), report.assignment.as_ref()?.generation));

@@ -128,6 +128,7 @@ impl World {
             self.fleet.hear(report, self.now);
         }
         let World { models, queues, fleet, brain, now, .. } = self;
+        fleet.forget(|model| models.contains_key(model), *now);
         let round = brain.round(&Seen { models, queues, fleet, clock: now.as_millis() as u64, now: *now });
         self.told = round.wanted.clone();
         round
