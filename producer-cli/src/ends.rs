@@ -1,9 +1,14 @@
 //! How commands that run others end, and end them.
 
 use std::io;
+use std::process::ExitStatus;
+use std::time::Duration;
 
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// How often it is looked whether a group is empty.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// The signals that ask this process to end: Ctrl-C, a service manager's, and a terminal's that is closed.
 pub struct Ends {
@@ -55,4 +60,94 @@ pub fn end_with_us(command: &mut Command) {
     }
     #[cfg(not(target_os = "linux"))]
     let _ = command;
+}
+
+/// A command in a process group of its own, so that all it starts ends with it. It has the terminal, if there is one, as if a shell had
+/// started it; but it cannot be suspended, since nobody would wake it.
+pub struct Group {
+    child: Child,
+    id: i32,
+    has_terminal: bool,
+    empty: bool,
+}
+
+impl Group {
+    /// Starts it.
+    pub fn start(mut command: Command) -> io::Result<Self> {
+        // SAFETY: isatty only looks.
+        let has_terminal = unsafe { libc::isatty(libc::STDIN_FILENO) } == 1;
+        command.process_group(0).kill_on_drop(true);
+        end_with_us(&mut command);
+        if has_terminal {
+            // SAFETY: these are bare system calls. The child is in its group by then.
+            unsafe {
+                command.pre_exec(|| {
+                    libc::signal(libc::SIGTSTP, libc::SIG_IGN);
+                    take_terminal();
+                    Ok(())
+                });
+            }
+        }
+        let child = command.spawn()?;
+        let id = child.id().and_then(|id| i32::try_from(id).ok()).ok_or_else(|| io::Error::other("it has no id"))?;
+        Ok(Self { child, id, has_terminal, empty: false })
+    }
+
+    /// Waits for the command itself.
+    pub async fn wait(&mut self) -> io::Result<ExitStatus> {
+        self.child.wait().await
+    }
+
+    /// Asks all of the group to end.
+    pub fn terminate(&self) {
+        self.signal(libc::SIGTERM);
+    }
+
+    /// Waits until nobody is left; whoever has not ended by then is killed.
+    pub async fn end(&mut self, grace: Duration) {
+        self.terminate();
+        for signal in [None, Some(libc::SIGKILL)] {
+            if let Some(signal) = signal {
+                self.signal(signal);
+            }
+            let ended = async {
+                // What has not been waited for still counts as there.
+                let _ = self.child.wait().await;
+                while self.signal(0) {
+                    tokio::time::sleep(LOOK).await;
+                }
+            };
+            if tokio::time::timeout(grace, ended).await.is_ok() {
+                self.empty = true;
+                return;
+            }
+        }
+    }
+
+    /// Whether there was anybody to signal.
+    fn signal(&self, signal: i32) -> bool {
+        // SAFETY: kill only sends a signal, to a group that this process made.
+        unsafe { libc::kill(-self.id, signal) == 0 }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if !self.empty {
+            self.signal(libc::SIGKILL);
+        }
+        if self.has_terminal {
+            take_terminal();
+        }
+    }
+}
+
+/// Makes this process's group the one that reads the terminal. Only system calls.
+fn take_terminal() {
+    // SAFETY: a process in the background would be stopped for this by SIGTTOU, if it did not ignore that meanwhile.
+    unsafe {
+        let before = libc::signal(libc::SIGTTOU, libc::SIG_IGN);
+        libc::tcsetpgrp(libc::STDIN_FILENO, libc::getpgrp());
+        libc::signal(libc::SIGTTOU, before);
+    }
 }

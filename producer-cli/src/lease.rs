@@ -1,21 +1,23 @@
 //! `sluice lease`: devices lent to other work, such as training, until it ends.
 
 use std::cell::Cell;
+use std::io::ErrorKind;
 use std::process::{ExitCode, ExitStatus};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, bail};
 use serde_json::json;
 use sluice_core::broker::Broker;
 use sluice_core::clock::unix_ms;
 use sluice_core::scaler::{Answer, LeaseRequest, LeaseState, Question};
-use tokio::process::{Child, Command};
+use tokio::process::Command;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{Acquire, Global, Lease, LeaseCommand};
 use crate::common::{self, plain};
-use crate::ends::{self, Ends};
+use crate::ends::{Ends, Group};
 use crate::scale::ask;
 
 /// How often the scaler hears that this lease is still needed.
@@ -163,10 +165,17 @@ async fn held(
     let mut child = match options.command.split_first() {
         Some((program, arguments)) => {
             let mut command = Command::new(program);
-            command.args(arguments).kill_on_drop(true);
-            ends::end_with_us(&mut command);
+            command.args(arguments);
             command.envs(environment.iter().map(|(name, value)| (name.as_str(), value.as_str().unwrap_or_default())));
-            Some(command.spawn().with_context(|| format!("cannot run `{program}`"))?)
+            match Group::start(command) {
+                Ok(group) => Some(group),
+                Err(error) => {
+                    // As shells say it.
+                    let code = if error.kind() == ErrorKind::NotFound { 127 } else { 126 };
+                    eprintln!("error: cannot run `{program}`: {error}");
+                    return Ok(ExitCode::from(code));
+                }
+            }
         }
         None => {
             if !json {
@@ -178,64 +187,72 @@ async fn held(
             None
         }
     };
+    let done = renew(broker, id, &mut child, stop, lent).await;
+    if let Some(group) = &mut child {
+        if let Err(reason) = &done {
+            eprintln!("{reason:#}: the command is asked to end, and killed in {GRACE:?}");
+        }
+        // Nothing that the command started goes on once its devices are others'.
+        group.end(GRACE).await;
+    }
+    done
+}
+
+/// Keeps the lease until the command has ended, somebody wants it to, or the lease is gone.
+async fn renew(
+    broker: &Arc<dyn Broker>,
+    id: &str,
+    child: &mut Option<Group>,
+    stop: &CancellationToken,
+    lent: &Cell<bool>,
+) -> Result<ExitCode> {
     let (mut told, mut stopping) = (false, false);
-    let mut heard = tokio::time::Instant::now();
+    let mut heard = Instant::now();
     loop {
+        let lost = heard + LOST_AFTER;
         tokio::select! {
-            status = ended(&mut child) => return Ok(exit_code(status?)),
+            status = ended(child) => return Ok(exit_code(status?)),
             () = stop.cancelled(), if !stopping => {
                 stopping = true;
-                match &child {
-                    Some(child) => ends::terminate(child),
+                match child {
+                    Some(child) => child.terminate(),
                     None => return Ok(ExitCode::from(crate::exit::INTERRUPTED)),
                 }
             }
-            () = tokio::time::sleep(RENEWAL) => {}
+            () = tokio::time::sleep_until(lost.min(Instant::now() + RENEWAL)) => {}
+        }
+        let asked = Instant::now();
+        let patience = RENEWAL.min(lost.saturating_duration_since(asked));
+        if patience.is_zero() {
+            bail!("no scaler has answered for {LOST_AFTER:?}, so lease `{id}` has ended by now");
         }
         let renewal = Question::Renew(id.to_owned());
-        let asked = tokio::time::Instant::now();
-        match broker.ask(renewal.topic(), serde_json::to_vec(&renewal)?.into(), RENEWAL).await {
+        match broker.ask(renewal.topic(), serde_json::to_vec(&renewal)?.into(), patience).await {
             Ok(Some(answer)) => match serde_json::from_slice(&answer)? {
                 Answer::Lease(lease) => {
-                    heard = tokio::time::Instant::now();
+                    heard = asked;
                     if let (Some((at, why)), false) = (&lease.ending, told) {
                         told = true;
                         let left = common::short(Duration::from_millis(at.saturating_sub(unix_ms())));
                         eprintln!("the lease ends in {left}: {why}");
-                        match &child {
-                            Some(child) => ends::terminate(child),
+                        match child {
+                            Some(child) => child.terminate(),
                             None => return Ok(ExitCode::SUCCESS),
                         }
                     }
                 }
                 Answer::Refused(reason) => {
                     lent.set(false);
-                    end_in_order(&mut child, &reason).await;
                     bail!("{reason}")
                 }
                 other => bail!("the scaler answered something else: {other:?}"),
             },
             // The broker says at once that nobody leads: hosts keep what they have, and the next leader learns of the lease from them.
             // If nothing comes until the limit, this holder may be cut off, and others have its devices soon.
-            Ok(None) if asked.elapsed() < RENEWAL / 2 => heard = tokio::time::Instant::now(),
-            Ok(None) | Err(_) if heard.elapsed() < LOST_AFTER => {}
-            silent => {
-                end_in_order(&mut child, "no scaler can be reached, so the lease has ended by now").await;
-                return Err(silent
-                    .err()
-                    .map_or_else(|| anyhow!("no scaler has answered for {LOST_AFTER:?}"), Into::into)
-                    .context("the lease has ended by now"));
-            }
+            Ok(None) if asked.elapsed() < patience / 2 => heard = asked,
+            // It is asked again until the limit.
+            Ok(None) | Err(_) => {}
         }
-    }
-}
-
-/// Asks a command whose lease is gone to end, and gives it a moment to do so.
-async fn end_in_order(child: &mut Option<Child>, reason: &str) {
-    if let Some(running) = child {
-        eprintln!("{reason}: the command is asked to end, and killed in {GRACE:?}");
-        ends::terminate(running);
-        _ = tokio::time::timeout(GRACE, ended(child)).await;
     }
 }
 
@@ -259,7 +276,7 @@ fn environment(lease: &LeaseState) -> Vec<(String, serde_json::Value)> {
     environment
 }
 
-async fn ended(child: &mut Option<Child>) -> std::io::Result<ExitStatus> {
+async fn ended(child: &mut Option<Group>) -> std::io::Result<ExitStatus> {
     match child {
         Some(child) => child.wait().await,
         None => std::future::pending().await,

@@ -1,12 +1,17 @@
 //! A way to a server that can be cut: nothing passes, and neither end is told. When it is healed, what was sent meanwhile arrives.
+//!
+//! Where that is permitted, whoever uses the way lives in a network namespace of its own, whose one interface is taken down: the kernel
+//! itself drops what is sent then. Elsewhere the way merely stops passing things on.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 
 /// How often a cut way looks whether it is healed.
 const LOOK: Duration = Duration::from_millis(20);
@@ -14,16 +19,25 @@ const LOOK: Duration = Duration::from_millis(20);
 /// A way to a server on this machine.
 pub struct Proxy {
     port: u16,
+    network: Option<Network>,
     cut: Arc<AtomicBool>,
 }
 
 impl Proxy {
     /// To a port of this machine.
     pub fn start(target: u16) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let network = match Network::new() {
+            Ok(network) => Some(network),
+            Err(reason) => {
+                println!("a network namespace: skipped: {reason:#}");
+                None
+            }
+        };
+        let listener = inside(network.as_ref(), || TcpListener::bind("127.0.0.1:0"))??;
         let port = listener.local_addr()?.port();
         let cut = Arc::new(AtomicBool::new(false));
         let shared = Arc::clone(&cut);
+        // The listener stays where it was made; what connects to the server is out here.
         std::thread::spawn(move || {
             for from in listener.incoming().flatten() {
                 let Ok(to) = TcpStream::connect(("127.0.0.1", target)) else { continue };
@@ -34,23 +48,95 @@ impl Proxy {
                 }
             }
         });
-        Ok(Self { port, cut })
+        Ok(Self { port, network, cut })
     }
 
-    /// Where it listens.
+    /// Where it listens, for those inside.
     pub fn port(&self) -> u16 {
         self.port
     }
 
+    /// Runs something, such as the start of a process, where this way is the only one.
+    pub fn inside<R: Send>(&self, run: impl FnOnce() -> R + Send) -> Result<R> {
+        inside(self.network.as_ref(), run)
+    }
+
     /// Lets nothing pass.
-    pub fn cut(&self) {
-        self.cut.store(true, Ordering::Relaxed);
+    pub fn cut(&self) -> Result<()> {
+        match &self.network {
+            Some(_) => self.inside(|| set_loopback("down"))?,
+            None => {
+                self.cut.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+        }
     }
 
     /// Lets everything pass again.
-    pub fn heal(&self) {
-        self.cut.store(false, Ordering::Relaxed);
+    pub fn heal(&self) -> Result<()> {
+        match &self.network {
+            Some(_) => self.inside(|| set_loopback("up"))?,
+            None => {
+                self.cut.store(false, Ordering::Relaxed);
+                Ok(())
+            }
+        }
     }
+}
+
+fn inside<R: Send>(network: Option<&Network>, run: impl FnOnce() -> R + Send) -> Result<R> {
+    let Some(network) = network else { return Ok(run()) };
+    std::thread::scope(|scope| {
+        // A thread's namespace is its own, and that of the processes that it starts.
+        let thread = scope.spawn(|| {
+            network.enter()?;
+            anyhow::Ok(run())
+        });
+        thread.join().map_err(|_| anyhow::anyhow!("what ran inside panicked"))?
+    })
+}
+
+/// A network namespace with nothing but a loopback interface. It lasts as long as somebody is in it.
+struct Network(File);
+
+#[cfg(target_os = "linux")]
+impl Network {
+    fn new() -> Result<Self> {
+        let made = std::thread::spawn(|| {
+            // SAFETY: it changes this thread alone, which ends at once.
+            let done = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+            ensure!(done == 0, "it is not permitted here: {}", std::io::Error::last_os_error());
+            set_loopback("up")?;
+            Ok(Self(File::open("/proc/thread-self/ns/net").context("it cannot be kept")?))
+        });
+        made.join().map_err(|_| anyhow::anyhow!("making one panicked"))?
+    }
+
+    fn enter(&self) -> Result<()> {
+        use std::os::fd::AsRawFd;
+        // SAFETY: it changes this thread alone, and the file is open.
+        let done = unsafe { libc::setns(self.0.as_raw_fd(), libc::CLONE_NEWNET) };
+        ensure!(done == 0, "cannot enter a network namespace: {}", std::io::Error::last_os_error());
+        Ok(())
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+impl Network {
+    fn new() -> Result<Self> {
+        anyhow::bail!("only Linux has them")
+    }
+
+    fn enter(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Of the namespace that the calling thread is in.
+fn set_loopback(state: &str) -> Result<()> {
+    let output = Command::new("ip").args(["link", "set", "lo", state]).output().context("`ip` cannot be run")?;
+    ensure!(output.status.success(), "`ip link set lo {state}`: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }
 
 fn pass(mut source: TcpStream, mut sink: TcpStream, cut: &AtomicBool) {

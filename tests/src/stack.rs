@@ -141,17 +141,21 @@ impl Stack {
     /// Starts a host that reaches the broker by a way of its own.
     pub fn host_behind(&mut self, proxy: &Proxy, capacity: usize) -> Result<Worker> {
         let (cache, registry) = (self.folder().join("packages"), self.registry_url());
-        let server = self.server.url();
-        let port = self.server_port()?;
-        let url = server.replace(&format!(":{port}"), &format!(":{}", proxy.port()));
+        let url = self.url_by(proxy)?;
         let config = format!(
             "capacity = {{ cpu = {capacity} }}\ncache = \"{}\"\n[registry]\nurl = \"{registry}\"\n",
             cache.display()
         );
         let broker = Options { url, ..self.broker("worker") };
-        let mut worker = self.start_worker_at(&broker, "", &config)?;
+        let mut worker = proxy.inside(|| self.start_worker_at(&broker, "", &config))??;
         worker.process.wait_for_line(": ready", SOON)?;
         Ok(worker)
+    }
+
+    /// The broker's address for those who take this way.
+    pub fn url_by(&self, proxy: &Proxy) -> Result<String> {
+        let port = self.server_port()?;
+        Ok(self.server.url().replace(&format!(":{port}"), &format!(":{}", proxy.port())))
     }
 
     /// The broker's port.

@@ -4,6 +4,7 @@ mod answers;
 mod engine;
 mod faults;
 mod files;
+mod leases;
 mod models;
 mod operations;
 mod scaling;
@@ -60,11 +61,14 @@ on_each_broker! {
         a_standby_takes_over_from_a_leader_that_is_killed,
         a_leader_that_slept_changes_nothing_when_it_wakes,
         a_host_is_drained_under_load_and_used_again,
-        devices_are_lent_for_a_command_and_reclaimed,
         a_host_that_is_cut_off_is_replaced_and_told_to_drop_when_it_is_back,
         an_outage_of_the_broker_takes_no_slot_away,
         each_part_does_its_work_with_the_permissions_of_its_role,
         a_command_is_told_what_fits_nowhere_and_when_it_fits_again;
+    leases:
+        devices_are_lent_for_a_command_and_reclaimed,
+        a_lease_ends_with_all_that_its_command_started,
+        a_holder_that_is_cut_off_ends_its_command;
     files:
         digits_from_a_file_are_recognised_in_order,
         failed_rows_go_to_their_own_file_with_line_and_reason,

@@ -16,10 +16,10 @@ use sluice_e2e::stack::{SOON, Stack, envelope, floats, next, rows, submit};
 use xtask::broker::Kind;
 
 /// Quick to come and to go, so that a test sees both.
-const QUICK: &str = "[batching]\nmax_rows = 1\n[scaling]\nmax_slots = 6\ntarget_wait = \"500ms\"\nscale_down_delay = \"2s\"\nidle_to_zero = \"3s\"\n";
+pub const QUICK: &str = "[batching]\nmax_rows = 1\n[scaling]\nmax_slots = 6\ntarget_wait = \"500ms\"\nscale_down_delay = \"2s\"\nidle_to_zero = \"3s\"\n";
 
 /// A deployed doubler, `m`, whose rows take some time.
-fn deploy(stack: &Stack, work: u32, scaling: &str) -> Result<()> {
+pub fn deploy(stack: &Stack, work: u32, scaling: &str) -> Result<()> {
     let package = fixture::doubler(stack.folder(), "m", work, scaling)?;
     let output = stack.cli(&["model", "deploy", &package.display().to_string(), "--start"])?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -27,7 +27,7 @@ fn deploy(stack: &Stack, work: u32, scaling: &str) -> Result<()> {
 }
 
 /// What `sluice … --json` prints.
-fn json(stack: &Stack, arguments: &[&str]) -> Result<Value> {
+pub fn json(stack: &Stack, arguments: &[&str]) -> Result<Value> {
     let output = stack.cli(arguments)?;
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     ensure!(output.status.success(), "`sluice {}`: {err}", arguments.join(" "));
@@ -35,14 +35,14 @@ fn json(stack: &Stack, arguments: &[&str]) -> Result<Value> {
 }
 
 /// Hosts that have slots of `m` that serve, each with how many.
-fn serving(stack: &Stack) -> Result<Vec<(String, u64)>> {
+pub fn serving(stack: &Stack) -> Result<Vec<(String, u64)>> {
     let rows = json(stack, &["slots", "m", "--json"])?;
     let row = |row: &Value| Some((row["host"].as_str()?.to_owned(), row["slots_of"]["slots"].as_u64()?));
     Ok(rows.as_array().into_iter().flatten().filter_map(row).filter(|(_, slots)| *slots > 0).collect())
 }
 
 /// Waits until the slots are as they should be.
-fn until(stack: &Stack, what: &str, fits: impl Fn(&[(String, u64)]) -> bool) -> Result<Vec<(String, u64)>> {
+pub fn until(stack: &Stack, what: &str, fits: impl Fn(&[(String, u64)]) -> bool) -> Result<Vec<(String, u64)>> {
     let deadline = Instant::now() + SOON;
     loop {
         let slots = serving(stack)?;
@@ -58,12 +58,12 @@ fn until(stack: &Stack, what: &str, fits: impl Fn(&[(String, u64)]) -> bool) -> 
     }
 }
 
-fn total(slots: &[(String, u64)]) -> u64 {
+pub fn total(slots: &[(String, u64)]) -> u64 {
     slots.iter().map(|(_, slots)| slots).sum()
 }
 
 /// Requests under way.
-struct Load {
+pub struct Load {
     broker: Arc<dyn Broker>,
     inbox: Box<dyn Replies>,
     sent: usize,
@@ -71,7 +71,7 @@ struct Load {
 }
 
 impl Load {
-    async fn new(stack: &Stack) -> Result<Self> {
+    pub async fn new(stack: &Stack) -> Result<Self> {
         let broker = stack.connect().await?;
         let inbox = broker.inbox().await?;
         Ok(Self { broker, inbox, sent: 0, answered: BTreeSet::new() })
@@ -84,7 +84,7 @@ impl Load {
         Ok(Self { broker, inbox, sent: 0, answered: BTreeSet::new() })
     }
 
-    async fn send(&mut self, count: usize) -> Result<()> {
+    pub async fn send(&mut self, count: usize) -> Result<()> {
         for _ in 0..count {
             let request = envelope(&format!("r{}", self.sent), &*self.inbox);
             let body = rows(&[[self.sent as f32; 4]]);
@@ -95,7 +95,7 @@ impl Load {
     }
 
     /// Every request is answered, each rightly; none was given up.
-    async fn finish(mut self, stack: &Stack) -> Result<()> {
+    pub async fn finish(mut self, stack: &Stack) -> Result<()> {
         while self.answered.len() < self.sent {
             let reply = next(&mut self.inbox)
                 .await
@@ -308,87 +308,6 @@ pub async fn a_host_is_drained_under_load_and_used_again(kind: Kind) -> Result<(
     Ok(())
 }
 
-pub async fn devices_are_lent_for_a_command_and_reclaimed(kind: Kind) -> Result<()> {
-    let mut stack = Stack::start(kind)?;
-    let groups = "[[scaler.groups]]\nname = \"serving\"\nminimum = 4\n";
-    let mut scaler = stack.scaler(groups)?;
-    scaler.wait_for_line("leading", SOON)?;
-    let _hosts = [stack.host(2)?, stack.host(2)?];
-    deploy(&stack, 40, &QUICK.replace("max_slots = 6", "min_slots = 2\nmax_slots = 4\ngroup = \"serving\""))?;
-    until(&stack, "spread", |slots| slots.len() == 2)?;
-    // While the command runs, its host runs nothing.
-    let script = "echo on $SLUICE_LEASE_DEVICES; sleep 4; exit 7";
-    let mut command =
-        stack.cli_command(&["lease", "acquire", "--wait", "--group", "research", "--", "sh", "-c", script])?;
-    let mut lease = xtask::process::Service::start("lease", &mut command, stack.folder())?;
-    let line = lease.wait_for_line("on worker-", SOON)?;
-    let lent = line.split("on ").nth(1).and_then(|rest| rest.split('/').next()).context("a host")?.trim().to_owned();
-    let slots = serving(&stack)?;
-    ensure!(slots.iter().all(|(host, _)| *host != lent), "{lent} is lent, and {slots:?}");
-    let listed = stack.cli(&["lease", "list"])?;
-    ensure!(String::from_utf8_lossy(&listed.stdout).contains(&format!("{lent}/cpu")));
-    ensure!(lease.wait(SOON)?.code() == Some(7), "the command's exit code is the lease's");
-    let set = |min: &str| stack.cli(&["scale", "set", "m", "--min", min]);
-    ensure!(set("4")?.status.success());
-    until(&stack, "use of what was lent", |slots| slots.len() == 2 && total(slots) == 4)?;
-    ensure!(set("2")?.status.success());
-    until(&stack, "fewer slots", |slots| total(slots) == 2)?;
-    // The group that owns the hosts wants them: the holder is told and its command ended.
-    let mut command = stack.cli_command(&[
-        "lease",
-        "acquire",
-        "--wait",
-        "--group",
-        "research",
-        "--",
-        "sh",
-        "-c",
-        "echo begun; exec sleep 600",
-    ])?;
-    let mut lease = xtask::process::Service::start("lease-2", &mut command, stack.folder())?;
-    lease.wait_for_line("begun", SOON)?;
-    let mut load = Load::new(&stack).await?;
-    load.send(2000).await?;
-    lease.wait_for_line("the lease ends in", SOON)?;
-    ensure!(lease.wait(SOON)?.code() == Some(128 + libc::SIGTERM));
-    until(&stack, "slots on both", |slots| slots.len() == 2 && total(slots) == 4)?;
-    load.finish(&stack).await?;
-    // A name is one holder's, whose command is asked to end when somebody gives the lease back for it.
-    let script = "trap 'echo saved; exit 5' TERM; echo begun; while :; do sleep 0.1; done";
-    let named = ["lease", "acquire", "--wait", "--group", "research", "--name", "train"];
-    let mut command = stack.cli_command(&[&named[..], &["--", "sh", "-c", script]].concat())?;
-    let mut lease = xtask::process::Service::start("lease-named", &mut command, stack.folder())?;
-    lease.wait_for_line("begun", SOON)?;
-    let second = stack.cli(&["lease", "acquire", "--name", "train", "--", "true"])?;
-    let text = String::from_utf8_lossy(&second.stderr);
-    ensure!(!second.status.success() && text.contains("lease `train` is held by"), "{text}");
-    ensure!(stack.cli(&["lease", "release", "train"])?.status.success());
-    lease.wait_for_line("saved", SOON)?;
-    ensure!(lease.wait(SOON)?.code() == Some(1));
-    // Without a scaler nobody takes anything away. RabbitMQ does not tell that from being cut off.
-    if kind == Kind::Nats {
-        let script = "echo $SLUICE_LEASE begun; sleep 16; exit 7";
-        let mut command = stack.cli_command(&[&named[..], &["--", "sh", "-c", script]].concat())?;
-        let mut lease = xtask::process::Service::start("lease-alone", &mut command, stack.folder())?;
-        lease.wait_for_line("train begun", SOON)?;
-        scaler.kill();
-        ensure!(lease.wait(Duration::from_secs(60))?.code() == Some(7), "{}", lease.log());
-        scaler = stack.scaler(groups)?;
-        scaler.wait_for_line("leading", SOON)?;
-    }
-    // A holder that dies loses its lease.
-    let mut command = stack.cli_command(&["lease", "acquire", "--wait", "--group", "research"])?;
-    let mut lease = xtask::process::Service::start("lease-3", &mut command, stack.folder())?;
-    lease.wait_for_line("held until", SOON)?;
-    lease.kill();
-    let deadline = Instant::now() + SOON;
-    while !json(&stack, &["lease", "list", "--json"])?.as_array().is_some_and(Vec::is_empty) {
-        ensure!(Instant::now() < deadline, "the lease of a dead holder stays");
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    Ok(())
-}
-
 pub async fn a_host_that_is_cut_off_is_replaced_and_told_to_drop_when_it_is_back(kind: Kind) -> Result<()> {
     let mut stack = Stack::start(kind)?;
     let mut scaler = stack.scaler("")?;
@@ -399,10 +318,10 @@ pub async fn a_host_that_is_cut_off_is_replaced_and_told_to_drop_when_it_is_back
     until(&stack, "spread", |slots| total(slots) == 4 && slots.len() == 2)?;
     let mut load = Load::new(&stack).await?;
     load.send(200).await?;
-    way.cut();
+    way.cut()?;
     until(&stack, "move", |slots| slots.len() == 1 && total(slots) == 4)?;
     load.send(50).await?;
-    way.heal();
+    way.heal()?;
     // It reports that it runs what it should not any more, and is told.
     until(&stack, "order", |slots| slots.len() == 1 && slots[0].0 != "worker-2" && total(slots) == 4)?;
     let deadline = Instant::now() + SOON;
