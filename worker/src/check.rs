@@ -11,7 +11,7 @@ use sluice_core::manifest::DeviceKind;
 use sluice_core::{Datatype, Manifest, Tensor};
 
 use crate::engine::{self, Device, Model};
-use crate::memory::resident_mib;
+use crate::memory::taken_mib;
 use crate::package::Package;
 use crate::slot::STACK;
 
@@ -39,7 +39,7 @@ pub struct Measurement {
     pub p50_ms: f64,
     /// Nearly all did.
     pub p99_ms: f64,
-    /// The process's memory beyond what it had before the model was loaded, in MiB.
+    /// The device's memory beyond what was taken before the model was loaded, in MiB; 0 where that cannot be told.
     pub memory_mib: f64,
 }
 
@@ -78,7 +78,7 @@ pub fn check(folder: &Path, device: Option<Device>, largest: usize, progress: &d
     });
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     // Once: what a model leaves behind is found again by the next.
-    let before = resident_mib();
+    let before = taken_mib(device);
     let mut threads = 1;
     let mut measurements = Vec::new();
     while threads <= cores {
@@ -94,15 +94,17 @@ pub fn check(folder: &Path, device: Option<Device>, largest: usize, progress: &d
         // On a GPU they do nothing.
         threads = if device == Device::Cpu { threads * 2 } else { cores + 1 };
     }
-    let mut recommendation = recommend(&measurements, cores).context("nothing was measured")?;
-    if device != Device::Cpu {
-        // What was seen is the host's memory; the device's own nobody tells.
-        recommendation.memory_mib = 0;
-    }
+    let recommendation = recommend(&measurements, cores).context("nothing was measured")?;
     Ok(Report { model: package.manifest.name.to_string(), device: device.to_string(), measurements, recommendation })
 }
 
-fn measure(package: &Package, device: Device, threads: usize, largest: usize, before: f64) -> Result<Vec<Measurement>> {
+fn measure(
+    package: &Package,
+    device: Device,
+    threads: usize,
+    largest: usize,
+    before: Option<f64>,
+) -> Result<Vec<Measurement>> {
     let model = engine::load(package, device)?.model;
     let manifest = &package.manifest;
     prove_independence(&model, manifest)?;
@@ -128,7 +130,7 @@ fn measure(package: &Package, device: Device, threads: usize, largest: usize, be
             rate: rows as f64 * times.len() as f64 / total.as_secs_f64(),
             p50_ms: at(0.5),
             p99_ms: at(0.99),
-            memory_mib: resident_mib() - before,
+            memory_mib: taken_mib(device).zip(before).map_or(0.0, |(taken, before)| taken - before),
         });
         if times[times.len() / 2] > LONG {
             break;
@@ -154,7 +156,7 @@ fn recommend(measurements: &[Measurement], cores: usize) -> Option<Recommendatio
     Some(Recommendation {
         max_rows: chosen.rows,
         threads,
-        memory_mib: (memory * 1.1).ceil().max(1.0) as u64,
+        memory_mib: (memory * 1.1).ceil() as u64,
         slots: (cores / threads).max(1),
     })
 }

@@ -1,6 +1,7 @@
 //! The engine seam: something that loads a package onto a device, and runs batches. TorchScript by libtorch today.
 //! Knows nothing of brokers, envelopes or replies.
 
+pub(crate) mod cuda;
 mod gather;
 mod pieces;
 mod scatter;

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Notify;
 
-use crate::engine::Device;
+use crate::engine::{Device, cuda};
 
 /// The memory of a host's devices.
 pub struct Memory {
-    /// In MiB, by device. A device that is not here is asked, if it can tell.
+    /// In MiB, by device. Of a device that is not here the system is asked, or the GPUs' driver.
     limits: BTreeMap<String, u64>,
     held: Mutex<BTreeMap<String, Held>>,
     freed: Notify,
@@ -29,27 +29,27 @@ struct Held {
 /// Memory that a loaded model holds, until this is dropped.
 pub struct Reservation {
     memory: Arc<Memory>,
-    device: String,
+    device: Device,
     mib: u64,
     loaded: bool,
-    /// What the process had, and what had changed, before the model was loaded.
-    resident_mib: f64,
+    /// What was taken of the device, if that can be told, and what had changed before the model was loaded.
+    taken_mib: Option<f64>,
     changes: u64,
 }
 
 impl Reservation {
     /// The model is loaded: from now on the system counts its memory as well. Returns the MiB that loading took, if that can be told:
-    /// on processors, where nothing else was loaded or unloaded meanwhile. Where that is more than was declared, it counts.
+    /// where nothing else of this process was loaded or unloaded meanwhile. Where that is more than was declared, it counts.
     pub fn loaded(&mut self) -> Option<u64> {
         if std::mem::replace(&mut self.loaded, true) {
             return None;
         }
         let undisturbed = self.memory.changes.load(Ordering::Acquire) == self.changes;
-        let measured = (undisturbed && self.device == Device::Cpu.to_string())
-            .then(|| (resident_mib() - self.resident_mib).max(0.0).ceil() as u64);
+        let taken = || Some((taken_mib(self.device)? - self.taken_mib?).max(0.0).ceil() as u64);
+        let measured = if undisturbed { taken() } else { None };
         let declared = self.mib;
         self.mib = declared.max(measured.unwrap_or(0));
-        if let Some(held) = self.memory.held().get_mut(&self.device) {
+        if let Some(held) = self.memory.held().get_mut(&self.device.to_string()) {
             held.loading = held.loading.saturating_sub(declared);
             held.all += self.mib - declared;
         }
@@ -75,8 +75,8 @@ impl Memory {
         taken.loading += mib;
         drop(held);
         let changes = self.changes.fetch_add(1, Ordering::AcqRel) + 1;
-        let resident_mib = resident_mib();
-        Ok(Reservation { memory: Arc::clone(self), device: name, mib, loaded: false, resident_mib, changes })
+        let taken_mib = taken_mib(device);
+        Ok(Reservation { memory: Arc::clone(self), device, mib, loaded: false, taken_mib, changes })
     }
 
     /// Whether a model would fit if another gave back what it holds.
@@ -90,8 +90,7 @@ impl Memory {
     fn free(&self, device: Device, taken: &Held) -> Option<u64> {
         match self.limits.get(&device.to_string()) {
             Some(limit) => Some(limit.saturating_sub(taken.all)),
-            None if device == Device::Cpu => Some(available_mib()?.saturating_sub(taken.loading)),
-            None => None,
+            None => Some(available_mib(device)?.saturating_sub(taken.loading)),
         }
     }
 
@@ -99,7 +98,12 @@ impl Memory {
     pub fn total(&self, device: &str) -> Option<u64> {
         let limit = self.limits.get(device).copied();
         let held = || self.held().get(device).map_or(0, |held| held.all - held.loading);
-        limit.or_else(|| Some(available_mib().filter(|_| device == "cpu")? + held()))
+        let asked = || match Device::parse(device).ok()? {
+            Device::Cpu => Some(available_mib(Device::Cpu)? + held()),
+            // What is free there is known only to whoever uses it.
+            Device::Cuda(gpu) => cuda::total_mib(gpu),
+        };
+        limit.or_else(asked)
     }
 
     /// Waits until somebody gave memory back. Register before looking: `let freed = memory.freed(); …; freed.await`.
@@ -115,7 +119,7 @@ impl Memory {
 impl Drop for Reservation {
     fn drop(&mut self) {
         _ = self.loaded();
-        if let Some(held) = self.memory.held().get_mut(&self.device) {
+        if let Some(held) = self.memory.held().get_mut(&self.device.to_string()) {
             held.all = held.all.saturating_sub(self.mib);
         }
         self.memory.changes.fetch_add(1, Ordering::AcqRel);
@@ -123,16 +127,26 @@ impl Drop for Reservation {
     }
 }
 
-/// What this process has in memory.
-pub fn resident_mib() -> f64 {
-    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages: f64 = text.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0.0);
-    // SAFETY: sysconf only reads.
-    pages * unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as f64 / (1 << 20) as f64
+/// What is taken of a device's memory: of the machine's by this process, of a GPU's by all.
+pub fn taken_mib(device: Device) -> Option<f64> {
+    match device {
+        Device::Cpu => resident_mib(),
+        Device::Cuda(gpu) => cuda::memory(gpu).map(|memory| (memory.total - memory.free) as f64),
+    }
 }
 
-/// What the kernel thinks can be had without swapping.
-fn available_mib() -> Option<u64> {
+fn resident_mib() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: f64 = text.split(' ').nth(1)?.parse().ok()?;
+    // SAFETY: sysconf only reads.
+    Some(pages * unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as f64 / (1 << 20) as f64)
+}
+
+/// What is free of a device: of the machine's memory, what the kernel thinks can be had without swapping.
+fn available_mib(device: Device) -> Option<u64> {
+    if let Device::Cuda(gpu) = device {
+        return cuda::memory(gpu).map(|memory| memory.free);
+    }
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? / 1024)
