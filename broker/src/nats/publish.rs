@@ -1,10 +1,10 @@
 //! Submitting a request: a publish whose ack is awaited.
 
-use sluice_core::broker::{Receipt, Result, Submission};
+use sluice_core::broker::{BrokerError, Receipt, Result, Submission};
 use sluice_core::clock::unix_ms;
 
 use super::acks::Stored;
-use super::{Nats, error, headers, names};
+use super::{Nats, error, headers, names, queue};
 
 pub(super) async fn submit(nats: &Nats, submission: Submission) -> Result<Receipt> {
     submission.refuse_expired(unix_ms())?;
@@ -17,7 +17,10 @@ pub(super) async fn submit(nats: &Nats, submission: Submission) -> Result<Receip
         Ok(Stored::New) => Ok(Receipt::Queued),
         Ok(Stored::Before) => Ok(Receipt::Duplicate),
         Err(error) => {
-            let error = error::of_submit(error, &model, size, nats.client.max_payload());
+            let mut error = error::of_submit(error, &model, size, nats.client.max_payload());
+            if matches!(error, BrokerError::TooLarge { .. }) && queue::is_closed(nats, &model).await {
+                error = BrokerError::QueueFull(model.clone());
+            }
             Err(nats.denials.explain(&names::work_subject(&model, envelope.lane), error))
         }
     }

@@ -34,7 +34,8 @@ pub async fn manages(
     last.envelope.reply_to = Some(inbox.reply_to());
     producer.submit(last).await?;
     _ = manager.ensure_queue(&model(), &QueueLimits::closed()).await?;
-    assert!(producer.submit(request("too-late")).await.is_err(), "it is closed");
+    let refused = producer.submit(request("too-late")).await;
+    assert!(matches!(refused, Err(BrokerError::QueueFull(_))), "it is closed: {refused:?}");
     let mut consumer = manager.consume(&model(), 8).await?;
     let delivery = next(&mut consumer).await?;
     assert_eq!(id(&delivery), "last");
