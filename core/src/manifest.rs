@@ -14,7 +14,7 @@ use crate::{Datatype, ModelName};
 
 pub use check::{ManifestError, VERSION_RULE, is_version};
 pub use profile::{Profile, Setting, UnknownSetting};
-pub use scaling::{Scaling, is_group};
+pub use scaling::{GROUP_RULE, Scaling, is_group};
 
 /// A whole `model.toml`. docs/model-package.md explains every key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -78,8 +78,8 @@ async fn no_answer(broker: &std::sync::Arc<dyn Broker>, options: &Infer) -> Stri
     let lanes = broker.depth(&options.model).await.unwrap_or_default();
     let ready: u64 = lanes.iter().filter_map(|lane| lane.ready.clone().known()).sum();
     format!(
-        "no answer within {within}; {ready} requests of model `{}` wait. Is a worker running? `sluice queue {}` shows the queue; \
-         --timeout waits longer",
+        "no answer within {within}; {ready} requests of model `{}` wait. Is a worker running (`sluice hosts`)? `sluice scale explain {}` \
+         tells why it has the slots that it has; --timeout waits longer",
         options.model, options.model
     )
 }

@@ -202,7 +202,12 @@ impl Brain {
         for (model, mind) in &mut self.minds {
             let (from, to) = (count(before, model), count(&self.placement, model));
             if from != to {
-                let changed = Changed { at: seen.clock, from, to, reason: mind.reason.clone() };
+                let mut reason = mind.reason.clone();
+                if to < from && to < mind.wanted {
+                    // The decision does not tell: a host is gone, or others have a better right.
+                    reason += &format!("; {} of {} have no room now", mind.wanted - to, mind.wanted);
+                }
+                let changed = Changed { at: seen.clock, from, to, reason };
                 mind.changes.push_front(changed.clone());
                 mind.changes.truncate(CHANGES);
                 round.changes.push((model.clone(), changed));

@@ -64,8 +64,8 @@ impl Line {
             scaling,
             lag,
             arrivals: self.arrivals,
-            row_time: self.row_seconds.map(Duration::from_secs_f64),
-            cold_start: Duration::from_secs_f64(self.cold_start_seconds),
+            row_time: self.row_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+            cold_start: Duration::try_from_secs_f64(self.cold_start_seconds).unwrap_or_default(),
             slots,
         }
     }
@@ -153,7 +153,11 @@ pub fn set(scaling: &Scaling, settings: &[String]) -> Result<Scaling> {
             toml::from_str::<toml::Table>(&format!("value = {value}")).ok().and_then(|mut table| table.remove("value"));
         table.insert(key.to_owned(), parsed.unwrap_or_else(|| value.trim().into()));
     }
-    table.try_into().context("--set")
+    let scaling: Scaling = table.try_into().context("--set")?;
+    let mut faults = Vec::new();
+    scaling.check(&mut |key, reason| faults.push(format!("`{key}` {reason}")));
+    anyhow::ensure!(faults.is_empty(), "--set: {}", faults.join("; "));
+    Ok(scaling)
 }
 
 /// Appends a line.

@@ -68,7 +68,10 @@ pub async fn run(
     let metrics = Metrics::new(&registry)?;
     let readiness = Readiness::not_yet("waiting for the broker");
     let admin_stop = CancellationToken::new();
-    listening(admin::serve(config.scaler.admin, readiness.clone(), registry, admin_stop.clone()).await?);
+    let address = admin::serve(config.scaler.admin, readiness.clone(), registry, admin_stop.clone())
+        .await
+        .context("`scaler.admin` (or SLUICE_SCALER__ADMIN) names the address: :0 takes any free port")?;
+    listening(address);
     let record = match &record {
         Some(path) => {
             let file = File::options().create(true).append(true).open(path);
@@ -283,7 +286,7 @@ impl Scaler {
                 // The host that knows of it may not have been heard yet: its holder asks again.
                 Ok(Question::Renew(id)) if leads_for < LEASES_KNOWN && !brain.knows_lease(&id) => return,
                 Ok(Question::Renew(id)) => brain.renew(&id, &fleet, now),
-                Ok(Question::Release(id)) => brain.release(&id),
+                Ok(Question::Release(id)) => brain.release(&id, &fleet, now),
                 Err(error) => Answer::Refused(format!("the scaler does not understand the question: {error}")),
             }
         };

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use prometheus::Registry;
 use sluice_broker::Patience;
 use sluice_core::ModelName;
@@ -43,7 +43,9 @@ pub async fn run(config: Config, stop: CancellationToken, listening: impl FnOnce
     let readiness = Readiness::not_yet("waiting for the broker");
     // The admin port goes last, so that the way down can be watched.
     let admin_stop = CancellationToken::new();
-    let address = admin::serve(config.worker.admin, readiness.clone(), registry, admin_stop.clone()).await?;
+    let address = admin::serve(config.worker.admin, readiness.clone(), registry, admin_stop.clone())
+        .await
+        .context("`worker.admin` (or SLUICE_WORKER__ADMIN) names the address: :0 takes any free port")?;
     listening(address);
 
     let mut options = config.broker.clone();

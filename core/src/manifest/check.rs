@@ -88,25 +88,7 @@ pub(super) fn check(manifest: &Manifest) -> Result<(), ManifestError> {
     if manifest.resources.device == DeviceKind::Cpu && manifest.resources.threads > 1024 {
         fault("resources.threads", format!("is {}: no host has as many processors", manifest.resources.threads));
     }
-    let scaling = &manifest.scaling;
-    if scaling.max_slots == 0 || scaling.max_slots > 100_000 {
-        fault("scaling.max_slots", format!("is {}: 1 to 100000 (`sluice model stop` for none)", scaling.max_slots));
-    }
-    if scaling.min_slots > scaling.max_slots {
-        fault(
-            "scaling.min_slots",
-            format!("is {}, more than `scaling.max_slots`, {}", scaling.min_slots, scaling.max_slots),
-        );
-    }
-    if scaling.target_wait.is_zero() {
-        fault("scaling.target_wait", "must be greater than 0".into());
-    }
-    if !super::is_group(&scaling.group) {
-        fault(
-            "scaling.group",
-            format!("is `{}`: names of a-z, 0-9 and -, up to four levels apart by /", scaling.group),
-        );
-    }
+    manifest.scaling.check(&mut fault);
     if faults.is_empty() { Ok(()) } else { Err(ManifestError { faults }) }
 }
 

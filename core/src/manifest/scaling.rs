@@ -49,6 +49,30 @@ impl Default for Scaling {
     }
 }
 
+impl Scaling {
+    /// Tells each setting that makes no sense, by its key, and what would be right.
+    pub fn check(&self, fault: &mut impl FnMut(&str, String)) {
+        if self.max_slots == 0 || self.max_slots > 100_000 {
+            fault("scaling.max_slots", format!("is {}: 1 to 100000 (`sluice model stop` for none)", self.max_slots));
+        }
+        if self.min_slots > self.max_slots {
+            fault(
+                "scaling.min_slots",
+                format!("is {}, more than `scaling.max_slots`, {}", self.min_slots, self.max_slots),
+            );
+        }
+        if self.target_wait.is_zero() {
+            fault("scaling.target_wait", "must be greater than 0".into());
+        }
+        if !is_group(&self.group) {
+            fault("scaling.group", format!("is `{}`: {GROUP_RULE}", self.group));
+        }
+    }
+}
+
+/// What [`is_group`] asks for.
+pub const GROUP_RULE: &str = "names of a-z, 0-9 and -, up to four levels apart by /";
+
 /// Whether a text can be a group: names of models, one or more levels apart by `/`.
 pub fn is_group(text: &str) -> bool {
     let levels: Vec<&str> = text.split('/').collect();

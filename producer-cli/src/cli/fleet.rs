@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use sluice_core::ModelName;
+use sluice_core::manifest::{GROUP_RULE, is_group};
 
 /// Run a whole deployment on this machine, in the foreground: a NATS server, a registry in a folder, a host that runs what the scaler says,
 /// and the scaler, with one log. Ctrl-C stops it in order.
@@ -109,11 +110,12 @@ pub enum ScaleCommand {
         watch: bool,
     },
     /// Set how many slots a model may have
+    #[command(group(clap::ArgGroup::new("bounds").required(true).multiple(true).args(["min", "max"])))]
     Set {
         /// The model
         model: ModelName,
         /// Never fewer
-        #[arg(long, value_name = "SLOTS", required_unless_present = "max")]
+        #[arg(long, value_name = "SLOTS")]
         min: Option<usize>,
         /// Never more
         #[arg(long, value_name = "SLOTS")]
@@ -174,16 +176,16 @@ pub struct Acquire {
     #[arg(long, value_enum)]
     pub kind: Option<Kind>,
     /// Whose share it counts to
-    #[arg(long, default_value = "default", value_name = "GROUP")]
+    #[arg(long, default_value = "default", value_parser = group, value_name = "GROUP")]
     pub group: String,
     /// When it ends by itself, such as 2h
-    #[arg(long = "for", value_parser = humantime::parse_duration, value_name = "TIME")]
+    #[arg(long = "for", value_parser = some_time, value_name = "TIME")]
     pub time: Option<Duration>,
     /// Wait until devices can be lent
     #[arg(long)]
     pub wait: bool,
     /// The lease's name
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_parser = lease_name, value_name = "NAME")]
     pub name: Option<String>,
     /// A command to run under the lease
     #[arg(last = true, value_name = "COMMAND")]
@@ -202,5 +204,23 @@ impl Kind {
             Kind::Cpu => "cpu",
             Kind::Cuda => "cuda",
         }
+    }
+}
+
+fn group(text: &str) -> Result<String, String> {
+    if is_group(text) { Ok(text.to_owned()) } else { Err(GROUP_RULE.into()) }
+}
+
+fn some_time(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if time.is_zero() { Err("it would be over at once".into()) } else { Ok(time) }
+}
+
+/// It stands in environments and tables.
+fn lease_name(text: &str) -> Result<String, String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    match (1..=64).contains(&text.len()) && text.bytes().all(plain) {
+        true => Ok(text.to_owned()),
+        false => Err("1 to 64 of A-Z, a-z, 0-9, ., _ and -".into()),
     }
 }

@@ -6,13 +6,14 @@ use std::time::Duration;
 use sluice_core::ModelName;
 use sluice_core::assignment::Gate;
 use sluice_core::clock::UnixMs;
+use sluice_core::manifest::DeviceKind;
 use sluice_core::scaler::{Answer, Explanation, LeaseRequest, LeaseState};
 
 use super::Brain;
-use super::shares::lease_claim;
+use super::shares::{lease_claim, units_of};
 use crate::fleet::Fleet;
 use crate::place::Place;
-use crate::share::share;
+use crate::share::{Claim, share};
 
 impl Brain {
     /// Why a model has what it has.
@@ -134,7 +135,21 @@ impl Brain {
     }
 
     /// A lease is not needed any more.
-    pub fn release(&mut self, id: &str) -> Answer {
+    pub fn release(&mut self, id: &str, fleet: &Fleet, now: Duration) -> Answer {
+        // Whoever asks before the next round finds that much more.
+        if let Some(held) = self.leases.get(id) {
+            for (gpus, kind) in [(false, DeviceKind::Cpu), (true, DeviceKind::Cuda)] {
+                let units = units_of(fleet, now, held.devices.keys(), kind);
+                let claims = self.claims.get_mut(&gpus).map(|(_, claims)| claims);
+                if let Some(claims) = claims.filter(|_| units > 0) {
+                    let is_its =
+                        |claim: &Claim| claim.priority < 0 && claim.group == held.group() && claim.wants == units;
+                    if let Some(at) = claims.iter().rposition(is_its) {
+                        claims.remove(at);
+                    }
+                }
+            }
+        }
         match self.leases.release(id) {
             true => Answer::Done,
             false => Answer::Refused(format!("there is no lease `{id}`: `sluice lease list` shows them")),

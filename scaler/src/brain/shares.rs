@@ -11,6 +11,7 @@ use sluice_core::report::Report;
 
 use super::{Brain, Seen, units};
 use crate::catalog::Entry;
+use crate::fleet::Fleet;
 use crate::place::{Lent, Place};
 use crate::share::{Claim, share};
 
@@ -41,7 +42,7 @@ impl Brain {
                 .leases
                 .iter()
                 .filter_map(|(id, held)| {
-                    let units = units_of(seen, held.devices.keys(), kind);
+                    let units = units_of(seen.fleet, seen.now, held.devices.keys(), kind);
                     (units > 0).then(|| (id, lease_claim(held.group(), units, true)))
                 })
                 .collect();
@@ -123,9 +124,15 @@ fn is_of(device: &str, kind: DeviceKind) -> bool {
     device.starts_with("cuda") == (kind == DeviceKind::Cuda)
 }
 
-fn units_of<'p>(seen: &Seen, places: impl Iterator<Item = &'p Place>, kind: DeviceKind) -> usize {
+/// What leased places of a kind have.
+pub(super) fn units_of<'p>(
+    fleet: &Fleet,
+    now: Duration,
+    places: impl Iterator<Item = &'p Place>,
+    kind: DeviceKind,
+) -> usize {
     let units = places.filter(|(_, device)| is_of(device, kind)).filter_map(|(host, device)| {
-        let report = seen.fleet.host(host, seen.now)?;
+        let report = fleet.host(host, now)?;
         Some(report.devices.iter().find(|of| of.name == *device)?.capacity)
     });
     units.fold(0, usize::saturating_add)

@@ -18,7 +18,7 @@ fn a_new_leader_begins_where_the_old_one_ended() {
     world.round();
     assert_eq!(world.slots("m"), "a: 3");
     assert!(matches!(world.brain.renew("training", &world.fleet, world.now), Answer::Lease(_)));
-    world.brain.release("training");
+    world.brain.release("training", &world.fleet, world.now);
     world.deploy("m", "min_slots = 6");
     world.rounds(2);
     assert_eq!(world.slots("m"), "a: 3, b: 3");
@@ -37,7 +37,7 @@ fn what_is_wrong_with_a_question_is_said() {
     assert!(refused(world.brain.renew("z", &world.fleet, world.now)).contains("has ended"));
     let request = LeaseRequest { devices: 2, ..request("x") };
     assert!(refused(world.acquire(&request)).contains("1 could be lent"));
-    assert!(refused(world.brain.release("z")).contains("no lease `z`"));
+    assert!(refused(world.brain.release("z", &world.fleet, world.now)).contains("no lease `z`"));
     let elsewhere = LeaseRequest { host: Some("z".into()), ..request };
     assert!(refused(world.acquire(&elsewhere)).contains("no host `z`"));
     // Asking twice is asking once, but for nobody else.
@@ -48,7 +48,7 @@ fn what_is_wrong_with_a_question_is_said() {
     let other = LeaseRequest { holder: "bob".into(), ..request };
     assert!(refused(world.acquire(&other)).contains("held by ada"));
     assert!(matches!(world.brain.renew("x", &world.fleet, world.now), Answer::Lease(_)), "it is still ada's");
-    assert!(matches!(world.brain.release("x"), Answer::Done));
+    assert!(matches!(world.brain.release("x", &world.fleet, world.now), Answer::Done));
 }
 
 #[test]
@@ -58,6 +58,9 @@ fn two_leases_between_rounds_cannot_both_have_the_last_of_a_share() {
     world.rounds(3);
     assert!(matches!(world.acquire(&request("one")), Answer::Lease(_)));
     assert!(matches!(world.acquire(&request("two")), Answer::Refused(_)));
+    // Nor does whoever comes after the first wait for the next round.
+    assert!(matches!(world.brain.release("one", &world.fleet, world.now), Answer::Done));
+    assert!(matches!(world.acquire(&request("two")), Answer::Lease(_)));
 }
 
 #[test]
