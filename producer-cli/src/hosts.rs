@@ -132,10 +132,10 @@ async fn show_slots(broker: &Arc<dyn Broker>, options: &Slots) -> Result<()> {
         return Ok(());
     }
     if rows.is_empty() {
-        println!(
-            "no slots run{}",
-            options.model.as_ref().map_or(String::new(), |model| format!(" of model `{model}`"))
-        );
+        match &options.model {
+            Some(model) => println!("no slots of model `{model}` run: `sluice scale explain {model}` tells why"),
+            None => println!("no slots run"),
+        }
         return Ok(());
     }
     let mut table = table(["MODEL", "HOST", "DEVICE", "STATE", "SLOTS", "BUSY", "ROWS DONE", "PER ROW", "MIB", "WHY"]);

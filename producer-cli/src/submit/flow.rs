@@ -18,6 +18,8 @@ use super::progress::{Progress, Summary, Tally};
 use super::waiting::{Entry, Waiting};
 use crate::cli::{ReplyMode, Routing};
 
+/// After so long without an answer it is said that there is none.
+const SILENT: Duration = Duration::from_secs(10);
 /// How often the state is kept and progress shown.
 const TICK: Duration = Duration::from_millis(500);
 /// The pause before a submission is repeated that the broker did not take.
@@ -120,8 +122,15 @@ impl Flow<'_> {
                     }
                     output.flush()?;
                     self.keep(journal, &output)?;
-                    let note = if waiting.unanswered() > 0 && tally.requests == 0 { "waiting for a worker" } else { "" };
-                    progress.show(consumed, output.written.rows, tally.rate(), output.written.failed, note);
+                    let note = match (waiting.unanswered(), tally.silent()) {
+                        (0, _) => String::new(),
+                        _ if tally.requests == 0 => "waiting for a worker".into(),
+                        (open, silent) if silent >= SILENT => {
+                            format!("{open} requests wait, and none was answered for {} s", silent.as_secs())
+                        }
+                        _ => String::new(),
+                    };
+                    progress.show(consumed, output.written.rows, tally.rate(), output.written.failed, &note);
                 }
             }
         };

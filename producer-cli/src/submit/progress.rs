@@ -1,5 +1,6 @@
 //! What a person sees while it runs, and at the end.
 
+use std::cell::Cell;
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -7,9 +8,14 @@ use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
+/// Between notes where there is no bar.
+const NOTES: Duration = Duration::from_secs(30);
+
 /// A progress bar over the input's bytes, or a spinner if their number is not known.
 pub struct Progress {
     bar: ProgressBar,
+    /// When a note was printed last, or it began, where there is no bar to show one.
+    noted: Cell<Instant>,
 }
 
 impl Progress {
@@ -22,12 +28,16 @@ impl Progress {
         let bar = ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr_with_hz(8));
         bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.enable_steady_tick(Duration::from_millis(250));
-        Self { bar }
+        Self { bar, noted: Cell::new(Instant::now()) }
     }
 
     /// Shows how far it is.
     pub fn show(&self, consumed: u64, rows: u64, rate: f64, failed: u64, note: &str) {
         self.bar.set_position(consumed);
+        if self.bar.is_hidden() && !note.is_empty() && self.noted.get().elapsed() >= NOTES {
+            self.noted.set(Instant::now());
+            eprintln!("{rows} rows; {note}");
+        }
         let failed = if failed > 0 { format!(", {failed} failed") } else { String::new() };
         let note = if note.is_empty() { String::new() } else { format!(" ({note})") };
         self.bar.set_message(format!("{rows} rows{failed}, {rate:.0}/s{note}"));
@@ -45,12 +55,15 @@ pub struct Tally {
     latency: Histogram<u64>,
     pub requests: u64,
     rows: u64,
+    last: Instant,
 }
 
 impl Tally {
     pub fn start() -> Self {
+        let started = Instant::now();
         Self {
-            started: Instant::now(),
+            started,
+            last: started,
             latency: Histogram::new(3).expect("three digits are a valid precision"),
             requests: 0,
             rows: 0,
@@ -60,9 +73,15 @@ impl Tally {
     /// A request was answered.
     pub fn answered(&mut self, rows: u32, latency: Duration) {
         self.requests += 1;
+        self.last = Instant::now();
         self.rows += u64::from(rows);
         // It resizes itself as far as needed: only a latency of centuries would not fit.
         let _ = self.latency.record(latency.as_micros() as u64);
+    }
+
+    /// How long ago the last answer came.
+    pub fn silent(&self) -> Duration {
+        self.last.elapsed()
     }
 
     /// Rows per second so far.

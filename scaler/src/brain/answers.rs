@@ -93,7 +93,12 @@ impl Brain {
         if devices.len() < request.devices {
             let what = if gpus { "GPUs" } else { "hosts' processors" };
             let wanted = request.devices;
-            return Answer::Refused(format!("{wanted} {what} are wanted, and {} could be lent", devices.len()));
+            let gated = fleet.alive(now).filter(|report| self.gate(&report.host) != Gate::Open).count();
+            let gated = match gated {
+                0 => String::new(),
+                gated => format!("; {gated} hosts are cordoned or drained (`sluice hosts open`)"),
+            };
+            return Answer::Refused(format!("{wanted} {what} are wanted, and {} could be lent{gated}", devices.len()));
         }
         // The least disturbed first.
         let running = |place: &Place| -> usize { self.placement.values().filter_map(|places| places.get(place)).sum() };
