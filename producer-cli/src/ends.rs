@@ -7,6 +7,8 @@ use std::time::Duration;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+/// How long the system may take to end what was killed: a GPU's memory is given back first.
+const KILLED: Duration = Duration::from_secs(5);
 /// How often it is looked whether a group is empty.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -74,8 +76,8 @@ pub struct Group {
 impl Group {
     /// Starts it.
     pub fn start(mut command: Command) -> io::Result<Self> {
-        // SAFETY: isatty only looks.
-        let has_terminal = unsafe { libc::isatty(libc::STDIN_FILENO) } == 1;
+        // SAFETY: these only look. One in the background has no terminal to hand on.
+        let has_terminal = unsafe { libc::tcgetpgrp(libc::STDIN_FILENO) == libc::getpgrp() };
         command.process_group(0).kill_on_drop(true);
         end_with_us(&mut command);
         if has_terminal {
@@ -88,7 +90,11 @@ impl Group {
                 });
             }
         }
-        let child = command.spawn()?;
+        let child = command.spawn().inspect_err(|_| {
+            if has_terminal {
+                take_terminal();
+            }
+        })?;
         let id = child.id().and_then(|id| i32::try_from(id).ok()).ok_or_else(|| io::Error::other("it has no id"))?;
         Ok(Self { child, id, has_terminal, empty: false })
     }
@@ -103,13 +109,10 @@ impl Group {
         self.signal(libc::SIGTERM);
     }
 
-    /// Waits until nobody is left; whoever has not ended by then is killed.
-    pub async fn end(&mut self, grace: Duration) {
-        self.terminate();
-        for signal in [None, Some(libc::SIGKILL)] {
-            if let Some(signal) = signal {
-                self.signal(signal);
-            }
+    /// Waits until nobody is left; whoever has not ended after `grace` is killed. Whether all have ended.
+    pub async fn end(&mut self, grace: Duration) -> bool {
+        for (signal, patience) in [(libc::SIGTERM, grace), (libc::SIGKILL, KILLED)] {
+            self.signal(signal);
             let ended = async {
                 // What has not been waited for still counts as there.
                 let _ = self.child.wait().await;
@@ -117,17 +120,19 @@ impl Group {
                     tokio::time::sleep(LOOK).await;
                 }
             };
-            if tokio::time::timeout(grace, ended).await.is_ok() {
+            if tokio::time::timeout(patience, ended).await.is_ok() {
                 self.empty = true;
-                return;
+                return true;
             }
         }
+        false
     }
 
-    /// Whether there was anybody to signal.
+    /// Whether there is anybody left, whom this process may signal or not.
     fn signal(&self, signal: i32) -> bool {
         // SAFETY: kill only sends a signal, to a group that this process made.
-        unsafe { libc::kill(-self.id, signal) == 0 }
+        let sent = unsafe { libc::kill(-self.id, signal) } == 0;
+        sent || io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
     }
 }
 

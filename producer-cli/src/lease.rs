@@ -87,25 +87,26 @@ fn named(lease: &LeaseState) -> String {
 async fn hold(broker: &Arc<dyn Broker>, options: Acquire, json: bool) -> Result<ExitCode> {
     let mut ends = Ends::listen()?;
     let id = options.name.clone().unwrap_or_else(|| format!("lease-{}", uuid::Uuid::now_v7().simple()));
-    let stop = CancellationToken::new();
+    let (stop, hurry) = (CancellationToken::new(), CancellationToken::new());
     // Whether there is something to give back: the name may be somebody else's.
     let lent = Cell::new(false);
-    let work = held(broker, &options, &id, json, &stop, &lent);
+    let signals = Signals { stop: stop.clone(), hurry: hurry.clone() };
+    let work = held(broker, &options, &id, json, &signals, &lent);
     let mut work = Box::pin(work);
-    let mut signals = 0;
+    let mut count = 0;
     let done = loop {
         tokio::select! {
             done = &mut work => break done,
             () = ends.next() => {}
         }
-        // The first lets the command end in order.
-        signals += 1;
-        stop.cancel();
-        if signals == 2 {
-            break Ok(ExitCode::from(crate::exit::INTERRUPTED));
+        // The first lets the command end in order, the second kills it, and the third does not wait for that.
+        count += 1;
+        match count {
+            1 => stop.cancel(),
+            2 => hurry.cancel(),
+            _ => break Ok(ExitCode::from(crate::exit::INTERRUPTED)),
         }
     };
-    // A command that would not end is killed before its devices are given back.
     drop(work);
     // If nobody hears it: a lease whose holder is silent ends by itself.
     if lent.get()
@@ -117,12 +118,20 @@ async fn hold(broker: &Arc<dyn Broker>, options: Acquire, json: bool) -> Result<
     done
 }
 
+/// What a person at the keyboard wants.
+struct Signals {
+    /// That the command ends.
+    stop: CancellationToken,
+    /// That it ends at once.
+    hurry: CancellationToken,
+}
+
 async fn held(
     broker: &Arc<dyn Broker>,
     options: &Acquire,
     id: &str,
     json: bool,
-    stop: &CancellationToken,
+    signals: &Signals,
     lent: &Cell<bool>,
 ) -> Result<ExitCode> {
     let request = LeaseRequest {
@@ -148,7 +157,7 @@ async fn held(
             Err(reason) if options.wait => say_once(&mut said, &format!("waiting: {reason:#}")),
             Err(reason) => return Err(reason.context("nothing is lent; --wait waits until it can be")),
         }
-        if stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_none() {
+        if signals.stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_none() {
             return Ok(ExitCode::from(crate::exit::INTERRUPTED));
         }
     };
@@ -187,71 +196,101 @@ async fn held(
             None
         }
     };
-    let done = renew(broker, id, &mut child, stop, lent).await;
+    let holding = Holding { broker, id, holder: &request.holder, lent };
+    let done = holding.renew(&mut child, signals).await;
     if let Some(group) = &mut child {
         if let Err(reason) = &done {
             eprintln!("{reason:#}: the command is asked to end, and killed in {GRACE:?}");
         }
         // Nothing that the command started goes on once its devices are others'.
-        group.end(GRACE).await;
+        let grace = if signals.hurry.is_cancelled() { Duration::ZERO } else { GRACE };
+        if !group.end(grace).await {
+            eprintln!("note: some of what the command started cannot be ended, and may still use the devices");
+        }
     }
     done
 }
 
-/// Keeps the lease until the command has ended, somebody wants it to, or the lease is gone.
-async fn renew(
-    broker: &Arc<dyn Broker>,
-    id: &str,
-    child: &mut Option<Group>,
-    stop: &CancellationToken,
-    lent: &Cell<bool>,
-) -> Result<ExitCode> {
-    let (mut told, mut stopping) = (false, false);
-    let mut heard = Instant::now();
-    loop {
-        let lost = heard + LOST_AFTER;
-        tokio::select! {
-            status = ended(child) => return Ok(exit_code(status?)),
-            () = stop.cancelled(), if !stopping => {
-                stopping = true;
-                match child {
-                    Some(child) => child.terminate(),
-                    None => return Ok(ExitCode::from(crate::exit::INTERRUPTED)),
+/// A lease that is kept.
+struct Holding<'l> {
+    broker: &'l Arc<dyn Broker>,
+    id: &'l str,
+    /// Who this is; others may have had the name since.
+    holder: &'l str,
+    /// Whether there is something to give back.
+    lent: &'l Cell<bool>,
+}
+
+impl Holding<'_> {
+    /// Keeps the lease until the command has ended, somebody wants it to, or the lease is gone.
+    async fn renew(&self, child: &mut Option<Group>, signals: &Signals) -> Result<ExitCode> {
+        let mut stopping = false;
+        // When the command must have ended, and why.
+        let mut ending: Option<(Instant, String)> = None;
+        let mut heard = Instant::now();
+        loop {
+            let lost = heard + LOST_AFTER;
+            let next = ending.iter().map(|(at, _)| *at).fold(lost.min(Instant::now() + RENEWAL), Instant::min);
+            tokio::select! {
+                status = ended(child) => return Ok(exit_code(status?)),
+                () = signals.hurry.cancelled() => return Ok(ExitCode::from(crate::exit::INTERRUPTED)),
+                () = signals.stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    match child {
+                        Some(child) => child.terminate(),
+                        None => return Ok(ExitCode::from(crate::exit::INTERRUPTED)),
+                    }
                 }
+                () = tokio::time::sleep_until(next) => {}
             }
-            () = tokio::time::sleep_until(lost.min(Instant::now() + RENEWAL)) => {}
-        }
-        let asked = Instant::now();
-        let patience = RENEWAL.min(lost.saturating_duration_since(asked));
-        if patience.is_zero() {
-            bail!("no scaler has answered for {LOST_AFTER:?}, so lease `{id}` has ended by now");
-        }
-        let renewal = Question::Renew(id.to_owned());
-        match broker.ask(renewal.topic(), serde_json::to_vec(&renewal)?.into(), patience).await {
-            Ok(Some(answer)) => match serde_json::from_slice(&answer)? {
-                Answer::Lease(lease) => {
+            if let Some((_, why)) = ending.as_ref().filter(|(at, _)| *at <= Instant::now()) {
+                bail!("the lease ends now: {why}");
+            }
+            let asked = Instant::now();
+            let patience = RENEWAL.min(lost.saturating_duration_since(asked));
+            if patience.is_zero() {
+                self.lent.set(false);
+                bail!("no scaler has answered for {LOST_AFTER:?}, so lease `{}` has ended by now", self.id);
+            }
+            let renewal = Question::Renew(self.id.to_owned());
+            let asking = self.broker.ask(renewal.topic(), serde_json::to_vec(&renewal)?.into(), patience);
+            let Some(answer) = signals.hurry.run_until_cancelled(asking).await else { continue };
+            match answer {
+                Ok(Some(answer)) => {
+                    let lease = self.lease(serde_json::from_slice(&answer)?)?;
                     heard = asked;
-                    if let (Some((at, why)), false) = (&lease.ending, told) {
-                        told = true;
-                        let left = common::short(Duration::from_millis(at.saturating_sub(unix_ms())));
-                        eprintln!("the lease ends in {left}: {why}");
+                    if let (Some((at, why)), None) = (&lease.ending, &ending) {
+                        let left = Duration::from_millis(at.saturating_sub(unix_ms()));
+                        ending = Some((Instant::now() + left.saturating_sub(GRACE), why.clone()));
+                        eprintln!("the lease ends in {}: {why}", common::short(left));
                         match child {
                             Some(child) => child.terminate(),
                             None => return Ok(ExitCode::SUCCESS),
                         }
                     }
                 }
-                Answer::Refused(reason) => {
-                    lent.set(false);
-                    bail!("{reason}")
-                }
-                other => bail!("the scaler answered something else: {other:?}"),
-            },
-            // The broker says at once that nobody leads: hosts keep what they have, and the next leader learns of the lease from them.
-            // If nothing comes until the limit, this holder may be cut off, and others have its devices soon.
-            Ok(None) if asked.elapsed() < patience / 2 => heard = asked,
-            // It is asked again until the limit.
-            Ok(None) | Err(_) => {}
+                // The broker says at once that nobody leads: hosts keep what they have, and the next leader learns of the lease from
+                // them. If nothing comes until the limit, this holder may be cut off, and others have its devices soon.
+                Ok(None) if asked.elapsed() < patience / 2 => heard = asked,
+                // It is asked again until the limit.
+                Ok(None) | Err(_) => {}
+            }
+        }
+    }
+
+    /// The lease as the scaler says it is; an error if it is not this holder's any more.
+    fn lease(&self, answer: Answer) -> Result<LeaseState> {
+        match answer {
+            Answer::Lease(lease) if lease.devices.iter().all(|(_, held)| held.holder == self.holder) => Ok(lease),
+            Answer::Lease(_) => {
+                self.lent.set(false);
+                bail!("lease `{}` has ended, and the name is somebody else's by now", self.id)
+            }
+            Answer::Refused(reason) => {
+                self.lent.set(false);
+                bail!("{reason}")
+            }
+            other => bail!("the scaler answered something else: {other:?}"),
         }
     }
 }

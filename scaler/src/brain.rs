@@ -30,6 +30,9 @@ use mind::Mind;
 /// A model's last changes that are kept.
 const CHANGES: usize = 20;
 
+/// For a model that has failed at so many places and serves nowhere, nobody moves any more.
+const ENOUGH_TRIES: usize = 3;
+
 /// What is in a model's queue.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Queued {
@@ -177,10 +180,12 @@ impl Brain {
                     (mind.granted.saturating_sub(listed), units(entry), memory_mib)
                 }
             };
+            // One that comes to serve nowhere is not to drain one healthy device after the other.
+            let tried_enough = mind.serving == 0 && self.failures.places(model) >= ENOUGH_TRIES;
             let want = Want {
                 model: model.clone(),
                 slots,
-                owed: if refuses { 0 } else { mind.owed },
+                owed: if refuses || tried_enough { 0 } else { mind.owed },
                 waited: mind.waiting_since.map_or(Duration::ZERO, |since| seen.now.saturating_sub(since)),
                 kind: manifest.resources.device,
                 units,

@@ -14,6 +14,7 @@ use crate::place::{Device, Host, Lent, Place};
 pub const DEAD_AFTER: Duration = SIGN_OF_LIFE.saturating_mul(5).checked_div(2).expect("2 is not 0");
 /// What is known of a silent host is kept for so long, to be shown.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
+const PRUNED_EVERY: Duration = Duration::from_secs(30);
 /// Beyond so many requests, what a host says of their size weighs no more.
 const ENOUGH_REQUESTS: f64 = 100.0;
 
@@ -25,6 +26,8 @@ pub struct Fleet {
     counted: BTreeMap<String, (UnixMs, RowsOf)>,
     /// Rows that were run of each model since this began to listen.
     done: BTreeMap<ModelName, u64>,
+    /// When silent hosts were last forgotten.
+    pruned: Duration,
 }
 
 /// Rows by model and device.
@@ -75,6 +78,12 @@ impl Fleet {
             *done = done.saturating_add(rows.saturating_sub(before));
         }
         self.hosts.insert(report.host.clone(), Heard { report, at: now });
+        // Now and then: looking at all for each report would cost their number squared.
+        if now.saturating_sub(self.pruned) >= PRUNED_EVERY {
+            self.pruned = now;
+            self.hosts.retain(|_, heard| now.saturating_sub(heard.at) < FORGOTTEN_AFTER);
+            self.counted.retain(|host, _| self.hosts.contains_key(host));
+        }
     }
 
     /// Those that live.
@@ -83,10 +92,8 @@ impl Fleet {
         self.hosts.values().filter(alive).map(|heard| &heard.report)
     }
 
-    /// Forgets hosts that have been silent for long, and what was counted of models that are not deployed any more.
-    pub fn forget(&mut self, deployed: impl Fn(&ModelName) -> bool, now: Duration) {
-        self.hosts.retain(|_, heard| now.saturating_sub(heard.at) < FORGOTTEN_AFTER);
-        self.counted.retain(|host, _| self.hosts.contains_key(host));
+    /// Forgets what was counted of models that are not deployed any more.
+    pub fn forget(&mut self, deployed: impl Fn(&ModelName) -> bool) {
         self.done.retain(|model, _| deployed(model));
     }
 

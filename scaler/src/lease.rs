@@ -49,6 +49,10 @@ impl Leases {
         for lease in leases {
             let new = || Held::new(BTreeMap::new(), now);
             let held = self.0.entry(lease.id.clone()).or_insert_with(new);
+            // A host that was away may carry an old one of the name.
+            if held.devices.values().any(|known| (&known.holder, known.since) != (&lease.holder, lease.since)) {
+                continue;
+            }
             held.devices.insert((host.to_owned(), lease.device.clone()), lease.clone());
         }
     }
@@ -183,6 +187,10 @@ mod tests {
         for host in ["a", "b"] {
             new.adopt(host, &old.of_host(host), Duration::ZERO);
         }
+        assert_eq!(new.places(), old.places());
+        // One that was away for long still carries what was lent under the name before.
+        let stale = Lease { since: 3, holder: "bob".into(), ..old.of_host("a").remove(0) };
+        new.adopt("z", &[stale], Duration::ZERO);
         assert_eq!(new.places(), old.places());
     }
 }

@@ -169,7 +169,6 @@ impl Scaler {
         stop.run_until_cancelled(tokio::time::sleep(FIRST_WORDS)).await;
         let mut brain = Brain::new(self.config.scaler.groups.clone());
         let mut assigner = Assigner::new(leadership.term());
-        self.shortage.forget();
         let mut tick = tokio::time::interval(self.config.scaler.interval);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -205,6 +204,7 @@ impl Scaler {
             }
         }
         self.metrics.clear();
+        self.shortage.rest();
         Ok(())
     }
 
@@ -220,7 +220,7 @@ impl Scaler {
         let (clock, now) = (unix_ms(), self.began.elapsed());
         let (round, due) = {
             let mut fleet = lock(&self.fleet);
-            fleet.forget(|model| models.contains_key(model), now);
+            fleet.forget(|model| models.contains_key(model));
             let round = brain.round(&Seen { models: &models, queues: &queues, fleet: &fleet, clock, now });
             self.metrics.hosts.set(fleet.alive(now).count() as f64);
             let follows = |report: &Report| Some((report.host.clone(), report.assignment.as_ref()?.generation));

@@ -35,9 +35,10 @@ impl Shortage {
         Self { told: None, text }
     }
 
-    /// Another may have led since, and told something else.
-    pub(crate) fn forget(&mut self) {
+    /// Another leads from now on, and tells what is missing.
+    pub(crate) fn rest(&mut self) {
         self.told = None;
+        self.text.send_replace(String::new());
     }
 
     /// Has the command run if what has no room has changed.
@@ -68,6 +69,10 @@ async fn run_at_changes(command: Vec<String>, mut texts: watch::Receiver<String>
         }
         tokio::time::sleep(PAUSE).await;
         let text = texts.borrow_and_update().clone();
+        if text.is_empty() {
+            failed = false;
+            continue;
+        }
         let ran = tokio::time::timeout(PATIENCE, run(program, arguments, &text)).await;
         failed = !matches!(&ran, Ok(Ok(status)) if status.success());
         match ran {

@@ -27,6 +27,8 @@ use crate::refuse::refuse;
 use crate::serve::{End, Serving, Tuned};
 use now::{Ended, Now, Outcome, must_reload};
 
+/// A model of which no slots were wanted for so long is not followed any more.
+const IDLE: Duration = Duration::from_secs(30);
 /// After this, what a broker or a store was asked in vain is asked again.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -79,9 +81,11 @@ impl Deployment {
             if let (Some(revision), Some(reason)) = (&wanted, now.failed.take()) {
                 self.put(revision, State::Failed, Some(reason), &now);
             }
+            let settled = matches!(outcome, Outcome::Settled) && now.unloaded.is_none();
             let again = match outcome {
                 // It waits for memory, or for the broker.
                 Outcome::Settled if now.unloaded.is_some() => Some(AGAIN),
+                Outcome::Settled if self.count() == 0 => Some(IDLE),
                 Outcome::Settled => None,
                 Outcome::TryAgain => Some(AGAIN),
                 Outcome::Overtaken => Some(Duration::ZERO),
@@ -98,7 +102,8 @@ impl Deployment {
                     () = self.host.draining.cancelled() => {}
                     _ = revisions.changed() => {}
                     Ok(()) = self.count.changed() => {}
-                    () = next_try => {}
+                    // Should it be wanted just now, whoever hears of this end starts it anew.
+                    () = next_try => if settled && self.count() == 0 { return Ok(End::Idle(self.place())) },
                     ended = now.ended() => if let Ended::ForGood(end) = ended { return end },
                 }
             }

@@ -84,7 +84,12 @@ impl Directory {
             let model = tokio::select! {
                 () = stop.cancelled() => return Ok(None),
                 () = &mut next_look => return Ok(Some(())),
-                Some(model) = asked.recv() => model,
+                Some(model) = asked.recv() => {
+                    // One that nobody followed any more is found anew.
+                    known.retain(|_, revision| !revision.is_closed());
+                    self.add(known, model.clone()).await;
+                    model
+                }
                 signal = signals.next() => {
                     let payload = signal.context("listening for new revisions")?.payload;
                     let name = std::str::from_utf8(&payload).ok().and_then(|name| name.parse::<ModelName>().ok());
@@ -94,7 +99,9 @@ impl Directory {
                     }
                 }
             };
-            self.add(known, model.clone()).await;
+            if self.all {
+                self.add(known, model.clone()).await;
+            }
             if let Err(error) = self.look(known, &model).await {
                 warn!(%model, %error, "cannot read a new revision; looking again soon");
                 return Ok(Some(()));
@@ -115,6 +122,7 @@ impl Directory {
         &self,
         known: &mut BTreeMap<ModelName, watch::Sender<Option<Revision>>>,
     ) -> Result<(), RegistryError> {
+        known.retain(|_, revision| !revision.is_closed());
         if self.all {
             for model in self.registry.models().await? {
                 self.add(known, model).await;

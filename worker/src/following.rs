@@ -133,6 +133,13 @@ impl Following {
         Ok(places.into_iter().map(deployment).collect())
     }
 
+    /// A deployment has ended since no slots were wanted; gives it anew if some are by now.
+    pub fn forget(&mut self, host: &Arc<Host>, place: &Place) -> Option<Next> {
+        let Slots::Assigned(assignments) = &mut self.slots else { return None };
+        let (place, count, revisions) = assignments.forget(place)?;
+        Some((self.deployment(host, place.0, place.1, count), revisions))
+    }
+
     fn listed(&self, host: &Arc<Host>, model: ModelName) -> Deployment {
         let slot = match &self.slots {
             Slots::Listed { named, others } => named.get(&model).or(others.as_ref()),
@@ -196,6 +203,20 @@ impl Assignments {
             self.counts.insert(place, sender);
         }
         started
+    }
+
+    /// Nothing runs there any more, and nothing is followed there unless slots are wanted by now.
+    fn forget(&mut self, place: &Place) -> Option<Started> {
+        let count = self.counts.get(place)?;
+        if *count.borrow() > 0 {
+            return Some((place.clone(), count.subscribe(), self.revisions.get(&place.0)?.clone()));
+        }
+        info!(model = %place.0, "no slots were wanted here for a while: it is not followed any more");
+        self.counts.remove(place);
+        if self.counts.keys().all(|(model, _)| *model != place.0) {
+            self.revisions.remove(&place.0);
+        }
+        None
     }
 
     /// A model that was looked for: all its places can start.

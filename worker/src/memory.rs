@@ -90,7 +90,11 @@ impl Memory {
     fn free(&self, device: Device, taken: &Held) -> Option<u64> {
         match self.limits.get(&device.to_string()) {
             Some(limit) => Some(limit.saturating_sub(taken.all)),
-            None => Some(available_mib(device)?.saturating_sub(taken.loading)),
+            None => match device {
+                Device::Cpu => Some(available_mib()?.saturating_sub(taken.loading)),
+                // What libtorch keeps to use again, the driver calls taken; so this process's own count is what is left.
+                Device::Cuda(gpu) => Some(cuda::total_mib(gpu)?.saturating_sub(taken.all)),
+            },
         }
     }
 
@@ -99,8 +103,7 @@ impl Memory {
         let limit = self.limits.get(device).copied();
         let held = || self.held().get(device).map_or(0, |held| held.all - held.loading);
         let asked = || match Device::parse(device).ok()? {
-            Device::Cpu => Some(available_mib(Device::Cpu)? + held()),
-            // What is free there is known only to whoever uses it.
+            Device::Cpu => Some(available_mib()? + held()),
             Device::Cuda(gpu) => cuda::total_mib(gpu),
         };
         limit.or_else(asked)
@@ -131,7 +134,7 @@ impl Drop for Reservation {
 pub fn taken_mib(device: Device) -> Option<f64> {
     match device {
         Device::Cpu => resident_mib(),
-        Device::Cuda(gpu) => cuda::memory(gpu).map(|memory| (memory.total - memory.free) as f64),
+        Device::Cuda(gpu) => cuda::taken_mib(gpu).map(|mib| mib as f64),
     }
 }
 
@@ -142,11 +145,8 @@ fn resident_mib() -> Option<f64> {
     Some(pages * unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as f64 / (1 << 20) as f64)
 }
 
-/// What is free of a device: of the machine's memory, what the kernel thinks can be had without swapping.
-fn available_mib(device: Device) -> Option<u64> {
-    if let Device::Cuda(gpu) = device {
-        return cuda::memory(gpu).map(|memory| memory.free);
-    }
+/// What the kernel thinks can be had without swapping.
+fn available_mib() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? / 1024)

@@ -10,6 +10,8 @@ use sluice_core::ModelName;
 use sluice_core::report::Measured;
 use tokio::sync::Notify;
 
+use crate::engine::Device;
+
 /// The meters of all models of a host.
 #[derive(Default)]
 pub struct Meters {
@@ -79,8 +81,12 @@ impl Meter {
     }
 
     /// Loading it took so much memory.
-    pub fn weighed(&self, mib: u64) {
-        self.memory_mib.store(mib, Ordering::Relaxed);
+    pub fn weighed(&self, mib: u64, device: Device) {
+        match device {
+            Device::Cpu => self.memory_mib.store(mib, Ordering::Relaxed),
+            // What libtorch has kept there from before is not taken once more, and would make it look small.
+            Device::Cuda(_) => _ = self.memory_mib.fetch_max(mib, Ordering::Relaxed),
+        }
     }
 
     /// How long its slots have run all in all.

@@ -92,7 +92,7 @@ impl Fixed {
         let serving = Some(manifest.version.clone());
         host.board.put(Some(device), ModelReport { serving, slots: count, device: device.to_string(), ..report });
         if let Some(mib) = reservation.loaded() {
-            host.metrics.meters().of(&manifest.name, &device.to_string()).weighed(mib);
+            host.metrics.meters().of(&manifest.name, &device.to_string()).weighed(mib, device);
         }
         models.spawn(async move {
             // Nobody tunes it.

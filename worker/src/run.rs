@@ -164,6 +164,13 @@ async fn serve(
             Some(ended) = models.join_next() => {
                 match ended {
                     Ok(Ok(End::Drained)) => {}
+                    Ok(Ok(End::Idle(place))) => {
+                        let anew = found.as_mut().and_then(|following| following.forget(host, &place));
+                        if let Some((deployment, revisions)) = anew {
+                            models.spawn(deployment.follow(revisions));
+                        }
+                        continue;
+                    }
                     Ok(Ok(End::Fault(_))) => exit = Exit::Fault,
                     Ok(Err(reason)) => {
                         error!(reason = format!("{reason:#}"), "serving a model failed");

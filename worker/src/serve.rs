@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::board::Place;
 use crate::engine::Device;
 use crate::metrics::ModelMetrics;
 use crate::package::Package;
@@ -51,6 +52,8 @@ pub struct Tuned {
 pub enum End {
     /// Drained.
     Drained,
+    /// Drained, and no slots have been wanted of it on this device for a while.
+    Idle(Place),
     /// The process must not go on: the reason.
     Fault(String),
 }

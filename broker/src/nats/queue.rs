@@ -132,5 +132,5 @@ pub(super) async fn exists(nats: &Nats, model: &ModelName) -> Result<()> {
 /// Whether a queue takes nothing any more, as [`QueueLimits::closed`] says it; the server calls everything too large then.
 pub(super) async fn is_closed(nats: &Nats, model: &ModelName) -> bool {
     let stream = nats.jetstream.get_stream(names::work_stream(model)).await;
-    stream.is_ok_and(|stream| stream.cached_info().config.max_message_size <= 1)
+    stream.is_ok_and(|stream| (0..=1).contains(&stream.cached_info().config.max_message_size))
 }

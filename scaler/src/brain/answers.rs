@@ -102,7 +102,13 @@ impl Brain {
         }
         // The least disturbed first.
         let running = |place: &Place| -> usize { self.placement.values().filter_map(|places| places.get(place)).sum() };
-        devices.sort_by_key(|(place, _)| (running(place), place.clone()));
+        let owed = |place: &Place| -> usize {
+            let of = |(model, places): (&ModelName, &BTreeMap<Place, usize>)| {
+                Some(self.minds.get(model)?.owed.min(*places.get(place)?))
+            };
+            self.placement.iter().filter_map(of).sum()
+        };
+        devices.sort_by_key(|(place, _)| (owed(place), running(place), place.clone()));
         devices.truncate(request.devices);
         let units = devices.iter().map(|(_, units)| units).sum();
         let (capacity, mut claims) = self.claims.get(&gpus).cloned().unwrap_or_default();

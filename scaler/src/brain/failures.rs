@@ -15,7 +15,7 @@ use crate::place::{Place, Placement};
 const MEMORY_PATIENCE: Duration = Duration::from_secs(10);
 /// One whose host says nothing of the model that it was told to run: it may not reach the registry.
 const SILENT_PATIENCE: Duration = Duration::from_secs(60);
-/// One that loads, unless loading is known to take longer. It doubles with each failure, so that what loads slowly does in the end.
+/// One that loads, unless loading is known to take longer. It doubles up to three times, so that what loads slowly does in the end.
 const LOADING_PATIENCE: Duration = Duration::from_secs(300);
 /// What has loaded once may take so many times as long elsewhere.
 const SLOWER: u32 = 4;
@@ -83,6 +83,11 @@ impl Failures {
         }
     }
 
+    /// At how many places a model has failed and not served since.
+    pub(super) fn places(&self, model: &ModelName) -> usize {
+        self.0.get(model).into_iter().flatten().filter(|(_, trial)| trial.failures > 0).count()
+    }
+
     /// Places that are not to try a model now.
     pub(super) fn to_avoid(&self, model: &ModelName, now: Duration) -> BTreeSet<Place> {
         self.avoided(model, now).map(|(place, _)| place.clone()).collect()
@@ -127,7 +132,7 @@ impl Trial {
     /// How long it may stay as it is.
     fn patience(&self, cold_start: Duration) -> Duration {
         let at_least = |patience: Duration| {
-            patience.max(cold_start.saturating_mul(SLOWER)).saturating_mul(1 << self.failures.min(8))
+            patience.max(cold_start.saturating_mul(SLOWER)).saturating_mul(1 << self.failures.min(3))
         };
         match self.state {
             Some(State::Failed) => Duration::ZERO,

@@ -51,7 +51,8 @@ impl Brain {
             for ((model, _), granted) in models.iter().zip(&granted) {
                 if let Some(mind) = self.minds.get_mut(*model) {
                     mind.granted = granted.slots + mind.listed.min(mind.wanted);
-                    mind.owed = granted.owed;
+                    // What could not be placed though all made way moves nobody.
+                    mind.owed = if mind.fits_nowhere { 0 } else { granted.owed };
                 }
             }
             for ((id, claim), granted) in lent.iter().zip(&granted[models.len()..]) {

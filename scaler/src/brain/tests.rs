@@ -23,6 +23,8 @@ struct World {
     hosts: BTreeMap<String, Vec<DeviceReport>>,
     /// Devices, as in `a/cpu`, on which nothing comes to serve, and what is said of it there instead.
     states: Vec<(&'static str, Option<State>)>,
+    /// A model that loads nowhere.
+    broken_model: Option<&'static str>,
     told: BTreeMap<String, Wanted>,
     /// As hosts measure it.
     rows_per_request: f64,
@@ -56,6 +58,7 @@ impl World {
             now: Duration::ZERO,
             hosts: BTreeMap::new(),
             states: Vec::new(),
+            broken_model: None,
             told: BTreeMap::new(),
             rows_per_request: 1.0,
             memory_mib: 0,
@@ -100,6 +103,8 @@ impl World {
                 let place = format!("{host}/{}", of.device);
                 let state =
                     self.states.iter().find(|(at, _)| *at == place).map_or(Some(State::Ready), |(_, state)| *state);
+                let broken = self.broken_model.is_some_and(|broken| of.model == name(broken));
+                let state = if broken { Some(State::Failed) } else { state };
                 let report = ModelReport::new(of.model.clone(), Some(1), state?);
                 let (rows_per_request, memory_mib) = (self.rows_per_request, self.memory_mib);
                 let measured = Measured { row_seconds: 0.1, rows_per_request, memory_mib, ..Measured::default() };
@@ -128,7 +133,7 @@ impl World {
             self.fleet.hear(report, self.now);
         }
         let World { models, queues, fleet, brain, now, .. } = self;
-        fleet.forget(|model| models.contains_key(model), *now);
+        fleet.forget(|model| models.contains_key(model));
         let round = brain.round(&Seen { models, queues, fleet, clock: now.as_millis() as u64, now: *now });
         self.told = round.wanted.clone();
         round

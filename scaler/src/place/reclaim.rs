@@ -80,27 +80,41 @@ impl Tenants<'_> {
         let here = self.of.get(&at).unwrap_or(&empty);
         let first = !here.contains_key(&index);
         let mut room = *room;
-        let mut leaving = Vec::new();
-        for (victim, slots) in here.iter().rev().filter(|(victim, _)| **victim != index) {
-            let other = &self.wants[*victim];
-            if room.fits(want, first) {
-                break;
+        let mut leaving: BTreeMap<usize, usize> = BTreeMap::new();
+        // Memory, and a device for oneself, are there only once all slots of a model have gone; units may come from several.
+        for memory in [true, false] {
+            for (victim, slots) in here.iter().rev().filter(|(victim, _)| **victim != index) {
+                let other = &self.wants[*victim];
+                let gone = leaving.get(victim).copied().unwrap_or(0);
+                let may_go = (*slots).min(self.count[*victim].saturating_sub(other.owed)) - gone;
+                let go = match memory {
+                    true if room.admits(want, first) => break,
+                    true => *slots,
+                    false => {
+                        let lacks = (want.units_on(room.device) as i64 - room.free).max(0) as usize;
+                        lacks.div_ceil(other.units_on(room.device).max(1)).min(may_go)
+                    }
+                };
+                if go == 0 || go > may_go || other.units == 0 {
+                    continue;
+                }
+                room.give_back(other, go, gone + go == *slots);
+                leaving.insert(*victim, gone + go);
             }
-            if other.units == 0 {
-                continue;
-            }
-            let may_go = (*slots).min(self.count[*victim].saturating_sub(other.owed));
-            let units = other.units_on(room.device).max(1);
-            let lacks = (want.units_on(room.device) as i64 - room.free).max(0) as usize;
-            // Memory, and a device for oneself, are there only once all slots of a model have gone.
-            let go = if room.admits(want, first) { lacks.div_ceil(units).min(may_go) } else { *slots };
-            if go == 0 || go > may_go {
-                continue;
-            }
-            room.give_back(other, go, go == *slots);
-            leaving.push((*victim, go));
         }
-        room.fits(want, first).then_some(leaving)
+        if !room.fits(want, first) {
+            return None;
+        }
+        // Those that went before it was known that the next would do may stay, those that matter most first.
+        for (victim, gone) in std::mem::take(&mut leaving) {
+            let mut with = room;
+            with.take(&self.wants[victim], gone, gone == here[&victim]);
+            match with.fits(want, first) {
+                true => room = with,
+                false => _ = leaving.insert(victim, gone),
+            }
+        }
+        Some(leaving.into_iter().collect())
     }
 
     fn evict(&mut self, at: usize, victim: usize, slots: usize, rooms: &mut Rooms, placed: &mut Placed) {

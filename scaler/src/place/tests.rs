@@ -153,6 +153,29 @@ fn those_that_matter_least_go_first_and_those_that_waited_longest_come_first() {
 }
 
 #[test]
+fn nobody_goes_for_nothing_and_what_is_owed_in_part_gives_the_rest() {
+    let hosts = [host("a", 12, 1000)];
+    // The one of lowest priority has little memory: that the large one goes is enough.
+    let mib = |memory_mib, want| Want { memory_mib, ..want };
+    let before = [mib(900, want("large", 1)), mib(10, want("small", 8))];
+    let after = [before[0].clone(), before[1].clone(), mib(800, owed("n", 1))];
+    let placed = reclaimed(&before, &after, &hosts);
+    assert_eq!(
+        (of(&placed, "large"), of(&placed, "small"), of(&placed, "n")),
+        (String::new(), "a: 8".into(), "a: 1".into())
+    );
+    // One has memory and is owed a slot of its many; the other must go for its memory. Units come from both.
+    let before = [mib(300, want("many", 9)), mib(600, want("other", 3))];
+    let whole = Want { units: 8, ..mib(500, owed("n", 1)) };
+    let after = [Want { owed: 1, ..before[0].clone() }, before[1].clone(), whole];
+    let placed = reclaimed(&before, &after, &hosts);
+    assert_eq!(
+        (of(&placed, "many"), of(&placed, "other"), of(&placed, "n")),
+        ("a: 4".into(), String::new(), "a: 1".into())
+    );
+}
+
+#[test]
 fn a_lease_gives_way_to_what_is_owed_and_fits_nowhere_else() {
     let mut hosts = [host("a", 4, 1000), host("b", 4, 1000)];
     let lend = |owed: bool| Some(Lent { lease: "training".into(), owed });

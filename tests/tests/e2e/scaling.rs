@@ -115,13 +115,17 @@ pub async fn from_no_slots_to_an_answer_and_back_to_none(kind: Kind) -> Result<(
     let mut stack = Stack::start(kind)?;
     let mut scaler = stack.scaler("")?;
     scaler.wait_for_line("leading", SOON)?;
-    let _host = stack.host(2)?;
+    let mut host = stack.host(2)?;
     deploy(&stack, 1, QUICK)?;
     until(&stack, "silence", |slots| slots.is_empty())?;
     // Nobody runs it, and still callers learn what it takes.
-    let output = stack.cli(&["infer", "m", "--input", "x=[1,2,3,4]", "--timeout", "30s"])?;
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    ensure!(output.status.success() && text.contains("8.0"), "{text}\n{}", scaler.log());
+    let ask = |stack: &Stack| -> Result<()> {
+        let output = stack.cli(&["infer", "m", "--input", "x=[1,2,3,4]", "--timeout", "30s"])?;
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success() && text.contains("8.0"), "{text}");
+        Ok(())
+    };
+    ask(&stack).with_context(|| scaler.log())?;
     until(&stack, "slot", |slots| total(slots) == 1)?;
     until(&stack, "way back to none", |slots| slots.is_empty())?;
     let explained = json(&stack, &["scale", "explain", "m", "--json"])?;
@@ -132,7 +136,11 @@ pub async fn from_no_slots_to_an_answer_and_back_to_none(kind: Kind) -> Result<(
     let changes: Vec<u64> =
         explained["changes"].as_array().into_iter().flatten().filter_map(|one| one["to"].as_u64()).collect();
     ensure!(changes == [0, 1], "{explained}");
-    Ok(())
+    // What the host has not run for long it does not follow any more, until it is to run it again.
+    host.process.wait_for_line("it is not followed any more", Duration::from_secs(60))?;
+    let set = stack.cli(&["scale", "set", "m", "--max", "2"])?;
+    ensure!(set.status.success(), "{}", String::from_utf8_lossy(&set.stderr));
+    ask(&stack).with_context(|| host.process.log())
 }
 
 pub async fn a_burst_spreads_over_hosts_and_ends_there(kind: Kind) -> Result<()> {

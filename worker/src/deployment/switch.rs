@@ -84,7 +84,7 @@ impl Deployment {
 
     fn start(&self, ready: Ready, package: Arc<Package>, device: Device, mut reservation: Reservation) -> Running {
         if let Some(mib) = reservation.loaded() {
-            self.host.metrics.meters().of(&self.model, &device.to_string()).weighed(mib);
+            self.host.metrics.meters().of(&self.model, &device.to_string()).weighed(mib, device);
         }
         let stop = ready.stop();
         // As many as were prepared: if more or fewer are wanted by now, tuning finds the difference.

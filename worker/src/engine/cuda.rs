@@ -11,21 +11,14 @@ use libloading::Library;
 const DRIVER: &str = "libcuda.so.1";
 const MIB: usize = 1 << 20;
 
-/// A GPU's memory in MiB, whoever has it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GpuMemory {
-    pub total: u64,
-    pub free: u64,
-}
-
 /// What a GPU has, numbered as libtorch does: `CUDA_VISIBLE_DEVICES` counts.
 pub fn total_mib(gpu: usize) -> Option<u64> {
     driver()?.total_mib(gpu)
 }
 
-/// What of a GPU's memory is taken and free. It makes the context in which libtorch works too, unless there is one.
-pub fn memory(gpu: usize) -> Option<GpuMemory> {
-    driver()?.memory(gpu)
+/// What of a GPU's memory is taken, whoever has it. It makes the context in which libtorch works too, unless there is one.
+pub fn taken_mib(gpu: usize) -> Option<u64> {
+    driver()?.taken_mib(gpu)
 }
 
 fn driver() -> Option<&'static Driver> {
@@ -86,7 +79,7 @@ impl Driver {
         (done == 0).then_some((bytes / MIB) as u64)
     }
 
-    fn memory(&self, gpu: usize) -> Option<GpuMemory> {
+    fn taken_mib(&self, gpu: usize) -> Option<u64> {
         let context = self.context(gpu)? as Context;
         let (mut free, mut total, mut popped) = (0, 0, std::ptr::null_mut());
         // SAFETY: the context is never given back, and this thread has its own again afterwards.
@@ -98,7 +91,7 @@ impl Driver {
             (self.pop)(&mut popped);
             done
         };
-        (done == 0).then_some(GpuMemory { total: (total / MIB) as u64, free: (free / MIB) as u64 })
+        (done == 0).then_some((total.saturating_sub(free) / MIB) as u64)
     }
 
     fn context(&self, gpu: usize) -> Option<usize> {
@@ -149,9 +142,9 @@ mod tests {
         let driver = Driver::open(&library.display().to_string()).expect("it has all functions");
         assert_eq!((driver.total_mib(0), driver.total_mib(1)), (Some(1000), None));
         for _ in 0..2 {
-            assert_eq!(driver.memory(0), Some(GpuMemory { total: 1000, free: 600 }));
+            assert_eq!(driver.taken_mib(0), Some(400));
         }
-        assert_eq!(driver.memory(1), None, "there is one GPU");
+        assert_eq!(driver.taken_mib(1), None, "there is one GPU");
         std::fs::remove_dir_all(&folder).expect("removed");
         assert!(Driver::open("libno-such-driver.so").is_none());
     }
@@ -162,7 +155,7 @@ mod tests {
             println!("skipped: no GPU");
             return;
         };
-        let memory = memory(0).expect("it has a context");
-        assert!(memory.total == total && memory.free <= total, "{memory:?} of {total} MiB");
+        let taken = taken_mib(0).expect("it has a context");
+        assert!(taken <= total, "{taken} of {total} MiB");
     }
 }

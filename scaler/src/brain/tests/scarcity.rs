@@ -147,3 +147,23 @@ fn free_room_of_a_cordoned_host_counts_for_nobody() {
         world.explain("high")
     );
 }
+
+#[test]
+fn a_model_that_comes_to_serve_nowhere_does_not_drain_one_host_after_the_other() {
+    let hosts: Vec<String> = (0..40).map(|at| format!("h{at:02}")).collect();
+    let mut world = World::new(&[], Vec::new());
+    hosts.iter().for_each(|host| world.host(host, 1));
+    world.deploy("busy", "min_slots = 40\nmax_slots = 40");
+    world.rounds(3);
+    world.broken_model = Some("broken");
+    world.deploy("broken", "min_slots = 1");
+    let mut drained = 0;
+    let mut before = world.slots("busy");
+    for _ in 0..2400 {
+        world.round();
+        let now = world.slots("busy");
+        drained += usize::from(now.len() < before.len());
+        before = now;
+    }
+    assert!((1..=12).contains(&drained), "{drained} healthy slots drained in twenty minutes");
+}
