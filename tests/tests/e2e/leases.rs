@@ -111,6 +111,15 @@ pub async fn a_lease_ends_with_all_that_its_command_started(kind: Kind) -> Resul
     ensure!(lease.wait(SOON)?.code() == Some(3), "{}", lease.log());
     ensure!(!lives(left), "process {left} goes on, though its device is given back");
     until_none_is_lent(&stack)?;
+    // One that does not listen is killed by the second signal.
+    let script = "trap '' TERM; echo left $$; while :; do sleep 0.1; done";
+    let mut lease = Service::start("lease-deaf", &mut acquire(&stack, &["--", "sh", "-c", script])?, stack.folder())?;
+    let left = left_behind(&mut lease)?;
+    lease.signal(libc::SIGINT);
+    lease.signal(libc::SIGTERM);
+    ensure!(lease.wait(SOON)?.code() == Some(130), "{}", lease.log());
+    ensure!(!lives(left), "process {left} goes on, though its device is given back");
+    until_none_is_lent(&stack)?;
     // It is given back by somebody else.
     let script = "sh -c 'while :; do sleep 0.1; done' & echo left $!; wait; wait";
     let command = &["--name", "train", "--", "sh", "-c", script];
