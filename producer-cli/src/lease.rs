@@ -244,6 +244,8 @@ impl Holding<'_> {
                 () = tokio::time::sleep_until(next) => {}
             }
             if let Some((_, why)) = ending.as_ref().filter(|(at, _)| *at <= Instant::now()) {
+                // By itself: the name may be somebody else's before this could say so.
+                self.lent.set(false);
                 bail!("the lease ends now: {why}");
             }
             let asked = Instant::now();

@@ -30,7 +30,7 @@ use mind::Mind;
 /// A model's last changes that are kept.
 const CHANGES: usize = 20;
 
-/// For a model that has failed at so many places and serves nowhere, nobody moves any more.
+/// For a model that has failed at so many places lately and serves nowhere, nobody moves.
 const ENOUGH_TRIES: usize = 3;
 
 /// What is in a model's queue.
@@ -181,7 +181,7 @@ impl Brain {
                 }
             };
             // One that comes to serve nowhere is not to drain one healthy device after the other.
-            let tried_enough = mind.serving == 0 && self.failures.places(model) >= ENOUGH_TRIES;
+            let tried_enough = mind.serving == 0 && self.failures.places(model, seen.now) >= ENOUGH_TRIES;
             let want = Want {
                 model: model.clone(),
                 slots,

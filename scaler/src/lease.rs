@@ -50,8 +50,12 @@ impl Leases {
             let new = || Held::new(BTreeMap::new(), now);
             let held = self.0.entry(lease.id.clone()).or_insert_with(new);
             // A host that was away may carry an old one of the name.
-            if held.devices.values().any(|known| (&known.holder, known.since) != (&lease.holder, lease.since)) {
+            let known = held.devices.values().map(|known| known.since).max().unwrap_or(lease.since);
+            if lease.since < known {
                 continue;
+            }
+            if lease.since > known {
+                held.devices.clear();
             }
             held.devices.insert((host.to_owned(), lease.device.clone()), lease.clone());
         }
@@ -189,8 +193,14 @@ mod tests {
         }
         assert_eq!(new.places(), old.places());
         // One that was away for long still carries what was lent under the name before.
-        let stale = Lease { since: 3, holder: "bob".into(), ..old.of_host("a").remove(0) };
-        new.adopt("z", &[stale], Duration::ZERO);
+        let stale = || Lease { since: 3, holder: "bob".into(), ..old.of_host("a").remove(0) };
+        new.adopt("z", &[stale()], Duration::ZERO);
         assert_eq!(new.places(), old.places());
+        let mut newest = Leases::default();
+        newest.adopt("z", &[stale()], Duration::ZERO);
+        for host in ["a", "b"] {
+            newest.adopt(host, &old.of_host(host), Duration::ZERO);
+        }
+        assert_eq!(newest.places(), old.places(), "whichever is heard first");
     }
 }

@@ -39,16 +39,17 @@ pub struct Reservation {
 
 impl Reservation {
     /// The model is loaded: from now on the system counts its memory as well. Returns the MiB that loading took, if that can be told:
-    /// where nothing else of this process was loaded or unloaded meanwhile. Where that is more than was declared, it counts.
-    pub fn loaded(&mut self) -> Option<u64> {
+    /// where nothing else of this process was loaded or unloaded meanwhile, and at least what it took `before`. Where that is more than
+    /// was declared, it counts.
+    pub fn loaded(&mut self, before: u64) -> Option<u64> {
         if std::mem::replace(&mut self.loaded, true) {
             return None;
         }
         let undisturbed = self.memory.changes.load(Ordering::Acquire) == self.changes;
         let taken = || Some((taken_mib(self.device)? - self.taken_mib?).max(0.0).ceil() as u64);
-        let measured = if undisturbed { taken() } else { None };
+        let measured = if undisturbed { taken() } else { None }.map(|mib| mib.max(before));
         let declared = self.mib;
-        self.mib = declared.max(measured.unwrap_or(0));
+        self.mib = declared.max(measured.unwrap_or(before));
         if let Some(held) = self.memory.held().get_mut(&self.device.to_string()) {
             held.loading = held.loading.saturating_sub(declared);
             held.all += self.mib - declared;
@@ -121,7 +122,7 @@ impl Memory {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        _ = self.loaded();
+        _ = self.loaded(0);
         if let Some(held) = self.memory.held().get_mut(&self.device.to_string()) {
             held.all = held.all.saturating_sub(self.mib);
         }
@@ -162,13 +163,13 @@ mod tests {
         let mut first = memory.reserve(Device::Cpu, 1).expect("fits");
         // Written, so that it is really there.
         let weights = vec![1_u8; 300 << 20];
-        let measured = first.loaded().expect("nothing else was loaded");
+        let measured = first.loaded(0).expect("nothing else was loaded");
         assert!((290..400).contains(&measured), "{measured} MiB");
         assert!(memory.reserve(Device::Cpu, 720).is_err(), "only some 700 MiB are left");
         assert!(weights.iter().step_by(4096).all(|byte| *byte == 1));
         let mut second = memory.reserve(Device::Cpu, 1).expect("fits");
         drop(first);
-        assert_eq!(second.loaded(), None, "what was given back meanwhile would be mistaken for it");
+        assert_eq!(second.loaded(0), None, "what was given back meanwhile would be mistaken for it");
         assert!(memory.reserve(Device::Cpu, 990).is_ok(), "all that it took is given back");
     }
 

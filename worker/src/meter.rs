@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use sluice_core::ModelName;
@@ -44,7 +44,8 @@ pub struct Meter {
     row_seconds: Followed,
     /// The bits of a floating-point number.
     cold_start_seconds: AtomicU64,
-    memory_mib: AtomicU64,
+    /// The version that was loaded last, and the MiB that this took.
+    weight: Mutex<(String, u64)>,
 }
 
 impl Meter {
@@ -80,13 +81,19 @@ impl Meter {
         self.cold_start_seconds.store(took.as_secs_f64().to_bits(), Ordering::Relaxed);
     }
 
-    /// Loading it took so much memory.
-    pub fn weighed(&self, mib: u64, device: Device) {
-        match device {
-            Device::Cpu => self.memory_mib.store(mib, Ordering::Relaxed),
-            // What libtorch has kept there from before is not taken once more, and would make it look small.
-            Device::Cuda(_) => _ = self.memory_mib.fetch_max(mib, Ordering::Relaxed),
-        }
+    /// Loading a version took so much memory.
+    pub fn weighed(&self, version: &str, mib: u64) {
+        *self.weight() = (version.to_owned(), mib);
+    }
+
+    /// What loading a version took on a GPU before. What libtorch has kept there since is not taken once more.
+    pub fn weighed_before(&self, version: &str, device: Device) -> u64 {
+        let weight = self.weight();
+        if device != Device::Cpu && weight.0 == version { weight.1 } else { 0 }
+    }
+
+    fn weight(&self) -> MutexGuard<'_, (String, u64)> {
+        self.weight.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// How long its slots have run all in all.
@@ -103,7 +110,7 @@ impl Meter {
             row_seconds: self.row_seconds.read(),
             busy: 0.0,
             cold_start_seconds: f64::from_bits(self.cold_start_seconds.load(Ordering::Relaxed)),
-            memory_mib: self.memory_mib.load(Ordering::Relaxed),
+            memory_mib: self.weight().1,
         }
     }
 }

@@ -91,8 +91,8 @@ impl Fixed {
         let report = ModelReport::new(manifest.name.clone(), None, State::Ready);
         let serving = Some(manifest.version.clone());
         host.board.put(Some(device), ModelReport { serving, slots: count, device: device.to_string(), ..report });
-        if let Some(mib) = reservation.loaded() {
-            host.metrics.meters().of(&manifest.name, &device.to_string()).weighed(mib, device);
+        if let Some(mib) = reservation.loaded(0) {
+            host.metrics.meters().of(&manifest.name, &device.to_string()).weighed(&manifest.version, mib);
         }
         models.spawn(async move {
             // Nobody tunes it.

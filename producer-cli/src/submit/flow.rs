@@ -122,7 +122,8 @@ impl Flow<'_> {
                     }
                     output.flush()?;
                     self.keep(journal, &output)?;
-                    let note = match (waiting.unanswered(), tally.silent()) {
+                    let waited = waiting.open().map(|entry| entry.sent.elapsed()).max().unwrap_or_default();
+                    let note = match (waiting.unanswered(), tally.silent().min(waited)) {
                         (0, _) => String::new(),
                         _ if tally.requests == 0 => "waiting for a worker".into(),
                         (open, silent) if silent >= SILENT => {

@@ -22,6 +22,8 @@ const SLOWER: u32 = 4;
 /// The pause before a place is tried again; it doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// For so long after its pause a failure says something of the model, not of the place alone.
+const LATELY: Duration = Duration::from_secs(600);
 
 /// Places that were told to run a model and do not serve it, and those where it failed before.
 #[derive(Debug, Default)]
@@ -83,9 +85,10 @@ impl Failures {
         }
     }
 
-    /// At how many places a model has failed and not served since.
-    pub(super) fn places(&self, model: &ModelName) -> usize {
-        self.0.get(model).into_iter().flatten().filter(|(_, trial)| trial.failures > 0).count()
+    /// At how many places a model has failed lately and not served since.
+    pub(super) fn places(&self, model: &ModelName, now: Duration) -> usize {
+        let lately = |trial: &Trial| trial.failures > 0 && now < trial.until + LATELY;
+        self.0.get(model).into_iter().flatten().filter(|(_, trial)| lately(trial)).count()
     }
 
     /// Places that are not to try a model now.

@@ -51,8 +51,9 @@ impl Brain {
             for ((model, _), granted) in models.iter().zip(&granted) {
                 if let Some(mind) = self.minds.get_mut(*model) {
                     mind.granted = granted.slots + mind.listed.min(mind.wanted);
-                    // What could not be placed though all made way moves nobody.
-                    mind.owed = if mind.fits_nowhere { 0 } else { granted.owed };
+                    // What could not be placed though all made way moves nobody; what it has stays its own.
+                    let placed = self.placement.get(*model).map_or(0, |places| places.values().sum());
+                    mind.owed = if mind.fits_nowhere { granted.owed.min(placed) } else { granted.owed };
                 }
             }
             for ((id, claim), granted) in lent.iter().zip(&granted[models.len()..]) {

@@ -83,8 +83,10 @@ impl Deployment {
     }
 
     fn start(&self, ready: Ready, package: Arc<Package>, device: Device, mut reservation: Reservation) -> Running {
-        if let Some(mib) = reservation.loaded() {
-            self.host.metrics.meters().of(&self.model, &device.to_string()).weighed(mib, device);
+        let meter = self.host.metrics.meters().of(&self.model, &device.to_string());
+        let version = &package.manifest.version;
+        if let Some(mib) = reservation.loaded(meter.weighed_before(version, device)) {
+            meter.weighed(version, mib);
         }
         let stop = ready.stop();
         // As many as were prepared: if more or fewer are wanted by now, tuning finds the difference.
