@@ -40,7 +40,7 @@ fn world(count: usize, capacity: usize) -> World {
         );
         Manifest::parse(&text).expect("a manifest")
     };
-    let entry = |index| Arc::new(Entry { manifest: manifest(index), started: true, revision: 1 });
+    let entry = |index| Arc::new(Entry { manifest: manifest(index), started: true, revision: 1, at: 0 });
     let models = (0..count).map(|index| (name(index), entry(index))).collect();
     let queued = |index: usize| Queued { ready: (index as u64 % 2) * (10 + index as u64 % 50), in_flight: Some(2) };
     let queues = (0..count).map(|index| (name(index), Reading::Known(queued(index)))).collect();

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use sluice_core::broker::Broker;
+use sluice_core::clock::UnixMs;
 use sluice_core::report::REVISED;
 use sluice_core::{Manifest, ModelName};
 use sluice_registry::{Registry, RegistryError, Revision};
@@ -34,6 +35,15 @@ pub struct Entry {
     pub started: bool,
     /// The number of its newest revision.
     pub revision: u64,
+    /// When that was written: a model that was removed and deployed anew counts from 1 again.
+    pub at: UnixMs,
+}
+
+impl Entry {
+    /// Tells its newest revision from every other.
+    pub fn identity(&self) -> (u64, UnixMs) {
+        (self.revision, self.at)
+    }
 }
 
 /// Follows the registry.
@@ -152,7 +162,7 @@ impl Follower {
         if followed.get(model).is_some_and(|known| known.revision == revision) {
             return Ok(());
         }
-        let Revision { number, version, started, profile, .. } = &revision;
+        let Revision { number, at, version, started, profile, .. } = &revision;
         let manifest = self.registry.effective(model, version, profile).await?;
         info!(%model, revision = number, version, started, "a new revision");
         let describing = match followed.remove(model) {
@@ -160,7 +170,7 @@ impl Follower {
             None => Describing::start(&self.broker, model, stop).await?,
         };
         describing.set(&manifest, *started);
-        let entry = Entry { manifest, started: *started, revision: *number };
+        let entry = Entry { manifest, started: *started, revision: *number, at: *at };
         self.catalog.models().insert(model.clone(), Arc::new(entry));
         followed.insert(model.clone(), Followed { describing, revision });
         Ok(())

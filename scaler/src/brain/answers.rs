@@ -28,7 +28,7 @@ impl Brain {
         }
         Answer::Explained(Explanation {
             model: model.clone(),
-            revision: mind.revision,
+            revision: mind.revision.0,
             wanted: mind.wanted,
             granted: mind.granted,
             placed: hosts.values().sum(),

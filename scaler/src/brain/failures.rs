@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_core::ModelName;
+use sluice_core::clock::UnixMs;
 use sluice_core::report::{ModelReport, State};
 
 use crate::catalog::Entry;
@@ -32,7 +33,7 @@ pub(super) struct Failures(BTreeMap<ModelName, BTreeMap<Place, Trial>>);
 /// How a place does with a model's revision.
 #[derive(Debug)]
 struct Trial {
-    revision: u64,
+    revision: (u64, UnixMs),
     /// What its host says of it, and since when; none while it says nothing.
     state: Option<State>,
     since: Duration,
@@ -55,7 +56,7 @@ impl Failures {
     ) {
         let mut before = std::mem::take(&mut self.0);
         before.retain(|model, trials| {
-            let revision = models.get(model).filter(|entry| entry.started).map(|entry| entry.revision);
+            let revision = models.get(model).filter(|entry| entry.started).map(|entry| entry.identity());
             trials.retain(|_, trial| Some(trial.revision) == revision);
             !trials.is_empty()
         });
@@ -69,7 +70,7 @@ impl Failures {
                 if report.is_some_and(|report| report.serving.is_some()) {
                     continue;
                 }
-                let mut trial = trial.unwrap_or_else(|| Trial::new(entry.revision, now));
+                let mut trial = trial.unwrap_or_else(|| Trial::new(entry.identity(), now));
                 // What is said of an older revision says nothing of this one.
                 trial.note(report.filter(|report| report.revision == Some(entry.revision)), cold_start(model), now);
                 self.0.entry(model.clone()).or_default().insert(place.clone(), trial);
@@ -108,7 +109,7 @@ impl Failures {
 }
 
 impl Trial {
-    fn new(revision: u64, now: Duration) -> Self {
+    fn new(revision: (u64, UnixMs), now: Duration) -> Self {
         Self { revision, state: None, since: now, failures: 0, until: now, reason: String::new() }
     }
 

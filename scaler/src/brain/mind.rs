@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sluice_core::ModelName;
 use sluice_core::broker::Reading;
+use sluice_core::clock::UnixMs;
 use sluice_core::scaler::Changed;
 
 use super::Seen;
@@ -41,7 +42,7 @@ pub(super) struct Mind {
     pub(super) serving: usize,
     /// Of these, what hosts run by their own configuration.
     pub(super) listed: usize,
-    pub(super) revision: u64,
+    pub(super) revision: (u64, UnixMs),
     pub(super) reason: String,
     pub(super) trouble: Option<String>,
     /// However much others gave back, it would not fit.
@@ -58,7 +59,7 @@ impl Mind {
         self.trouble = None;
         self.serving = measured.serving;
         self.listed = measured.listed;
-        if std::mem::replace(&mut self.revision, entry.revision) != entry.revision {
+        if std::mem::replace(&mut self.revision, entry.identity()) != entry.identity() {
             self.memory_mib = None;
         }
         if measured.memory_mib > 0 {

@@ -85,7 +85,7 @@ impl World {
              [scaling]\nscale_down_delay = \"5s\"\nidle_to_zero = \"10s\"\n{scaling}\n"
         );
         let manifest = Manifest::parse(&text).expect("a manifest");
-        self.models.insert(name(model), Arc::new(Entry { manifest, started: true, revision: 1 }));
+        self.models.insert(name(model), Arc::new(Entry { manifest, started: true, revision: 1, at: 0 }));
         self.wait(model, 0);
     }
 
