@@ -42,6 +42,10 @@ impl Proxy {
             for from in listener.incoming().flatten() {
                 let Ok(to) = TcpStream::connect(("127.0.0.1", target)) else { continue };
                 let (Ok(back), Ok(answers)) = (from.try_clone(), to.try_clone()) else { continue };
+                // Small messages must not wait for the acknowledgement of those before.
+                if from.set_nodelay(true).and(to.set_nodelay(true)).is_err() {
+                    continue;
+                }
                 for (source, sink) in [(from, to), (answers, back)] {
                     let cut = Arc::clone(&shared);
                     std::thread::spawn(move || pass(source, sink, &cut));
