@@ -33,10 +33,17 @@ impl Proxy {
                 None
             }
         };
-        let listener = inside(network.as_ref(), || TcpListener::bind("127.0.0.1:0"))??;
-        let port = listener.local_addr()?.port();
         let cut = Arc::new(AtomicBool::new(false));
-        let shared = Arc::clone(&cut);
+        let mut way = Self { port: 0, network, cut };
+        way.port = way.also(target)?;
+        Ok(way)
+    }
+
+    /// Another server on the same way; gives the port for those inside.
+    pub fn also(&self, target: u16) -> Result<u16> {
+        let listener = self.inside(|| TcpListener::bind("127.0.0.1:0"))??;
+        let port = listener.local_addr()?.port();
+        let shared = Arc::clone(&self.cut);
         // The listener stays where it was made; what connects to the server is out here.
         std::thread::spawn(move || {
             for from in listener.incoming().flatten() {
@@ -52,7 +59,7 @@ impl Proxy {
                 }
             }
         });
-        Ok(Self { port, network, cut })
+        Ok(port)
     }
 
     /// Where it listens, for those inside.

@@ -146,7 +146,11 @@ impl Stack {
             "capacity = {{ cpu = {capacity} }}\ncache = \"{}\"\n[registry]\nurl = \"{registry}\"\n",
             cache.display()
         );
-        let broker = Options { url, ..self.broker("worker") };
+        let mut broker = Options { url, ..self.broker("worker") };
+        if let Some(management) = &broker.management {
+            let port = port_of(management)?;
+            broker.management = Some(management.replace(&format!(":{port}"), &format!(":{}", proxy.also(port)?)));
+        }
         let mut worker = proxy.inside(|| self.start_worker_at(&broker, "", &config))??;
         worker.process.wait_for_line(": ready", SOON)?;
         Ok(worker)
@@ -160,10 +164,7 @@ impl Stack {
 
     /// The broker's port.
     pub fn server_port(&self) -> Result<u16> {
-        let url = self.server.url();
-        let after = url.rsplit(':').next().unwrap_or_default();
-        let port: String = after.chars().take_while(char::is_ascii_digit).collect();
-        port.parse().with_context(|| format!("no port in {url}"))
+        port_of(&self.server.url())
     }
 
     /// Starts a worker and does not wait.
@@ -354,4 +355,10 @@ pub async fn submit(broker: &Arc<dyn Broker>, submission: Submission) -> Result<
 /// The next reply, which must come.
 pub async fn next(replies: &mut Box<dyn Replies>) -> Result<Reply> {
     Ok(tokio::time::timeout(SOON, replies.next()).await.context("no answer came")??)
+}
+
+fn port_of(url: &str) -> Result<u16> {
+    let after = url.rsplit(':').next().unwrap_or_default();
+    let port: String = after.chars().take_while(char::is_ascii_digit).collect();
+    port.parse().with_context(|| format!("no port in {url}"))
 }
