@@ -74,24 +74,20 @@ impl Proxy {
 
     /// Lets nothing pass.
     pub fn cut(&self) -> Result<()> {
-        match &self.network {
-            Some(_) => self.inside(|| set_loopback("down"))?,
-            None => {
-                self.cut.store(true, Ordering::Relaxed);
-                Ok(())
-            }
-        }
+        self.set(true)
     }
 
     /// Lets everything pass again.
     pub fn heal(&self) -> Result<()> {
-        match &self.network {
-            Some(_) => self.inside(|| set_loopback("up"))?,
-            None => {
-                self.cut.store(false, Ordering::Relaxed);
-                Ok(())
-            }
+        self.set(false)
+    }
+
+    fn set(&self, cut: bool) -> Result<()> {
+        if self.network.is_some() {
+            return self.inside(|| set_loopback(if cut { "down" } else { "up" }))?;
         }
+        self.cut.store(cut, Ordering::Relaxed);
+        Ok(())
     }
 }
 
