@@ -12,7 +12,7 @@ use xtask::certificates::Certificates;
 use xtask::nats::{NatsServer, production_environment};
 use xtask::process::free_port;
 
-use crate::rig::{self, SOON, id, model, next, request};
+use crate::rig::{self, PATIENCE, SOON, id, model, next, request};
 use crate::roles::{Served, a_reply, manages};
 
 struct Production {
@@ -28,7 +28,8 @@ impl Production {
     }
 
     fn options(&self, role: &str) -> Options {
-        Options { tls_ca: Some(self.folder.path().join("ca.pem")), ..Options::new(self.server.url_of(role), role) }
+        let tls_ca = Some(self.folder.path().join("ca.pem"));
+        Options { tls_ca, patience: PATIENCE, ..Options::new(self.server.url_of(role), role) }
     }
 
     async fn connect(&self, role: &str) -> Result<Arc<dyn Broker>> {
@@ -263,6 +264,7 @@ async fn a_cluster_of_three_goes_on_without_one_of_them() -> Result<()> {
     let options = |role: &str| Options {
         tls_ca: Some(folder.path().join("ca.pem")),
         replicas: 3,
+        patience: PATIENCE,
         ..Options::new(urls(role), role)
     };
     let worker = connect(&options("worker")).await?;

@@ -9,7 +9,7 @@ use sluice_broker::{Options, connect};
 use sluice_core::broker::{Broker, BrokerError, Limited, QueueLimits, Settlement, Submission};
 use xtask::rabbitmq::RabbitServer;
 
-use crate::rig::{self, SOON, id, model, next, request};
+use crate::rig::{self, PATIENCE, SOON, id, model, next, request};
 
 struct Alone {
     server: RabbitServer,
@@ -23,7 +23,11 @@ impl Alone {
     }
 
     fn options(&self) -> Options {
-        Options { management: Some(self.server.management()), ..Options::new(self.server.url(), "contract") }
+        Options {
+            management: Some(self.server.management()),
+            patience: PATIENCE,
+            ..Options::new(self.server.url(), "contract")
+        }
     }
 
     async fn with_queue(&self) -> Result<Arc<dyn Broker>> {

@@ -11,7 +11,7 @@ use sluice_core::broker::{Broker, BrokerError, Death, Limited, QueueLimits, Sett
 use xtask::certificates::Certificates;
 use xtask::rabbitmq::RabbitServer;
 
-use crate::rig::{SOON, id, model, next, request};
+use crate::rig::{PATIENCE, SOON, id, model, next, request};
 use crate::roles::{Served, a_reply, manages};
 
 const LIMITS: QueueLimits = QueueLimits { length: 100, message_bytes: 4096 };
@@ -34,6 +34,7 @@ impl Production {
         Options {
             tls_ca: Some(self.certificates.authority.clone()),
             management: Some(self.server.management_of(role)),
+            patience: PATIENCE,
             ..Options::new(self.server.url_of(role), role)
         }
     }

@@ -53,9 +53,10 @@ pub async fn a_service_may_start_before_its_broker(rig: &mut dyn Rig) -> Result<
 
 pub async fn a_command_gives_up_and_names_the_url(rig: &mut dyn Rig) -> Result<()> {
     let absent = rig.absent()?;
-    let error = connect(&absent.options()).await.err().expect("nothing listens there");
+    let options = Options { patience: Patience::default(), ..absent.options() };
+    let error = connect(&options).await.err().expect("nothing listens there");
     assert!(matches!(error, BrokerError::Unreachable { .. }), "{error:?}");
-    assert!(error.to_string().contains(&absent.options().shown_url()), "{error}");
+    assert!(error.to_string().contains(&options.shown_url()), "{error}");
     let error = connect(&Options::new("http://127.0.0.1", "command")).await.err().expect("not a broker");
     assert!(error.to_string().contains("nats://"), "{error}");
     Ok(())

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use bytes::Bytes;
-use sluice_broker::{Options, connect};
+use sluice_broker::{Options, Patience, connect};
 use sluice_core::broker::{Broker, Consumer, Delivery, Limited, QueueLimits, Receipt, Submission};
 use sluice_core::{Envelope, Lane, ModelName, ReplyTo};
 use xtask::broker::{Kind, Server};
@@ -15,6 +15,8 @@ use xtask::broker::{Kind, Server};
 pub const SOON: Duration = Duration::from_secs(60);
 /// How long a test watches for what must not happen.
 pub const A_WHILE: Duration = Duration::from_millis(700);
+/// How long a test waits for its broker: one that has just begun on a loaded machine may be slow to shake hands.
+pub const PATIENCE: Patience = Patience::GiveUpAfter(SOON);
 /// The hold time in tests: short, so that a redelivery can be waited for.
 pub const HOLD: Duration = Duration::from_secs(2);
 
@@ -24,7 +26,7 @@ pub trait Rig: Send {
     fn url(&self) -> String;
     /// How to connect to it.
     fn options(&self) -> Options {
-        Options { hold_time: HOLD, ..Options::new(self.url(), "contract") }
+        Options { hold_time: HOLD, patience: PATIENCE, ..Options::new(self.url(), "contract") }
     }
     /// One of the same kind that has not been started yet.
     fn absent(&self) -> Result<Box<dyn Rig>>;
@@ -133,7 +135,7 @@ impl Rig for AmqpRig {
     }
 
     fn options(&self) -> Options {
-        Options { management: self.server.management(), ..Options::new(self.url(), "contract") }
+        Options { management: self.server.management(), patience: PATIENCE, ..Options::new(self.url(), "contract") }
     }
 
     fn absent(&self) -> Result<Box<dyn Rig>> {
