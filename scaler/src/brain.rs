@@ -6,7 +6,7 @@ mod failures;
 mod mind;
 mod shares;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,16 +15,16 @@ use sluice_core::assignment::{Assigned, Gate};
 use sluice_core::broker::Reading;
 use sluice_core::clock::UnixMs;
 use sluice_core::manifest::{DeviceKind, WhileStopped};
+use sluice_core::report::Report;
 use sluice_core::scaler::Changed;
 
 use crate::assign::Wanted;
 use crate::catalog::Entry;
 use crate::decide::Demand;
-use crate::fleet::Fleet;
+use crate::fleet::{self, Fleet};
 use crate::lease::{GRACE, Leases};
-use crate::place::{Host, Place, Placement, Unplaced, Want, place};
+use crate::place::{Host, Place, Unplaced, Want, place};
 use crate::share::{Claim, Group, PATIENCE};
-use failures::Failures;
 use mind::Mind;
 
 /// A model's last changes that are kept.
@@ -60,17 +60,25 @@ pub struct Seen<'s> {
 #[derive(Debug, Default)]
 pub struct Brain {
     groups: Vec<Group>,
+    /// In a round, one for each deployed model and in the same order.
     minds: BTreeMap<ModelName, Mind>,
-    placement: Placement,
-    /// Hosts whose assignment was taken up, or that were told one here.
-    adopted: BTreeSet<String>,
-    failures: Failures,
-    /// Hosts that an operator wants less of.
-    gates: BTreeMap<String, Gate>,
+    hosts: BTreeMap<String, Known>,
     leases: Leases,
     /// Units of each kind of device, and what wants them, as of the last round.
     claims: BTreeMap<bool, (usize, Vec<Claim>)>,
 }
+
+/// What is remembered of a host that does as it is told.
+#[derive(Debug)]
+struct Known {
+    /// What an operator lets it have.
+    gate: Gate,
+    /// Whether its assignment was taken up, or it was told one here.
+    adopted: bool,
+}
+
+/// A host that lives and does as it is told, and what an operator lets it have.
+type Told<'s> = (&'s Report, Gate);
 
 /// What came of a round.
 #[derive(Debug, Default)]
@@ -97,22 +105,21 @@ impl Brain {
     /// later is told anew instead.
     pub fn adopt(&mut self, fleet: &Fleet, now: Duration) {
         // An operator's word on a host that is silent just now holds for as long as the host is remembered.
-        self.gates.retain(|host, _| fleet.remembers(host));
-        self.adopted.retain(|host| fleet.remembers(host));
-        for report in fleet.remembered() {
-            if let Some(assignment) = &report.assignment
-                && !self.gates.contains_key(&report.host)
-            {
-                self.gates.insert(report.host.clone(), assignment.gate);
-            }
-        }
-        for report in fleet.alive(now) {
+        self.hosts.retain(|host, _| fleet.remembers(host));
+        for (report, alive) in fleet.remembered(now) {
             let Some(assignment) = &report.assignment else { continue };
-            if !self.adopted.insert(report.host.clone()) {
+            let known = match self.hosts.get_mut(&report.host) {
+                Some(known) => known,
+                None => {
+                    let new = Known { gate: assignment.gate, adopted: false };
+                    self.hosts.entry(report.host.clone()).or_insert(new)
+                }
+            };
+            if !alive || std::mem::replace(&mut known.adopted, true) {
                 continue;
             }
             for assigned in &assignment.slots {
-                let places = self.placement.entry(assigned.model.clone()).or_default();
+                let places = &mut self.minds.entry(assigned.model.clone()).or_default().places;
                 places.insert((report.host.clone(), assigned.device.clone()), assigned.slots);
             }
             self.leases.adopt(&report.host, &assignment.leases, now);
@@ -123,49 +130,63 @@ impl Brain {
     pub fn round(&mut self, seen: &Seen) -> Round {
         let Seen { fleet, now, clock, .. } = *seen;
         self.adopt(fleet, now);
+        self.follow(seen);
         let mut round = Round { ended: self.leases.tick(clock, now), ..Round::default() };
-        self.minds.retain(|model, _| seen.models.contains_key(model));
-        let minds = &self.minds;
-        let cold_start = |model: &ModelName| minds.get(model).and_then(|mind| mind.cold_start).unwrap_or_default();
-        self.failures.note(fleet, seen.models, &self.placement, cold_start, now);
         let measured = fleet.measure(now);
-        for (model, entry) in seen.models {
-            let measured = measured.get(model).copied().unwrap_or_default();
-            let placed = self.placement.get(model).map_or(0, |places| places.values().sum());
-            let mind = self.minds.entry(model.clone()).or_default();
-            mind.want(seen, model, entry, measured, placed);
+        for ((model, entry), mind) in seen.models.iter().zip(self.minds.values_mut()) {
+            mind.want(seen, model, entry, measured.get(model).copied().unwrap_or_default());
         }
-        let leases = self.grant(seen);
-        let hosts = fleet.open(now, &self.gates, &self.lent(&leases));
-        let wants = self.wants(seen, &hosts);
+        let told = self.told(seen);
+        let leases = self.grant(seen, &told);
+        let hosts = fleet::open(&told, &self.lent(&leases));
+        let (order, wants) = self.wants(seen, &hosts);
+        let mut minds: Vec<&mut Mind> = self.minds.values_mut().collect();
+        let now_at = order.iter().map(|at| std::mem::take(&mut minds[*at].places)).collect();
         let busy = |model: &ModelName, place: &Place| {
             fleet.said(model, place, now).flatten().map_or(0.0, |said| said.measured.busy)
         };
-        let placed = place(&wants, &hosts, &self.placement, &busy);
+        let placed = place(&wants, &hosts, now_at, &busy);
+        for (at, places) in order.into_iter().zip(placed.places) {
+            minds[at].places = places;
+        }
+        round.unplaced =
+            placed.unplaced.into_iter().map(|(want, unplaced)| (wants[want].model.clone(), unplaced)).collect();
         for (id, share) in leases {
             let reason =
                 format!("others need its devices, and its group has no share for them; they are taken in {GRACE:?}");
             let needed = share.short || placed.in_the_way.contains(&id);
             self.leases.is_needed(&id, needed, &reason, now);
         }
-        round.unplaced = placed.unplaced;
-        let before = std::mem::replace(&mut self.placement, placed.placement);
-        self.note_changes(seen, &before, &mut round);
-        round.wanted = self.wanted(fleet, now);
+        self.note_changes(seen, &mut round);
+        round.wanted = self.wanted(&told);
         round
     }
 
-    /// What is to be placed, those that matter most first.
-    fn wants(&self, seen: &Seen, hosts: &[Host]) -> Vec<Want> {
+    /// Has a mind for each deployed model, and no other.
+    fn follow(&mut self, seen: &Seen) {
+        if !self.minds.keys().eq(seen.models.keys()) {
+            self.minds.retain(|model, _| seen.models.contains_key(model));
+            for model in seen.models.keys() {
+                self.minds.entry(model.clone()).or_default();
+            }
+        }
+    }
+
+    fn told<'s>(&self, seen: &Seen<'s>) -> Vec<Told<'s>> {
+        let told = seen.fleet.alive(seen.now).filter(|report| report.assignment.is_some());
+        told.map(|report| (report, self.gate(&report.host))).collect()
+    }
+
+    /// What is to be placed, those that matter most first, and which of the models each is.
+    fn wants(&self, seen: &Seen, hosts: &[Host]) -> (Vec<usize>, Vec<Want>) {
         // What was measured where all was taken, by whatever chance, fits on the largest device when nothing else is there.
         let mut most: BTreeMap<bool, u64> = BTreeMap::new();
         for device in hosts.iter().flat_map(|host| &host.devices) {
             let most = most.entry(device.kind() == DeviceKind::Cuda).or_default();
             *most = device.memory_mib.map_or(u64::MAX, |mib| mib.max(*most));
         }
-        let mut wants: Vec<(i32, Want)> = Vec::with_capacity(seen.models.len());
-        for (model, entry) in seen.models {
-            let Some(mind) = self.minds.get(model) else { continue };
+        let mut wants: Vec<(i32, usize, Want)> = Vec::with_capacity(seen.models.len());
+        for (at, ((model, entry), mind)) in seen.models.iter().zip(self.minds.values()).enumerate() {
             let manifest = &entry.manifest;
             // What hosts run by their own configuration is there already.
             let listed = mind.listed;
@@ -181,7 +202,7 @@ impl Brain {
                 }
             };
             // One that comes to serve nowhere is not to drain one healthy device after the other.
-            let tried_enough = mind.serving == 0 && self.failures.places(model, seen.now) >= ENOUGH_TRIES;
+            let tried_enough = mind.serving == 0 && mind.failures.places(seen.now) >= ENOUGH_TRIES;
             let want = Want {
                 model: model.clone(),
                 slots,
@@ -192,20 +213,18 @@ impl Brain {
                 memory_mib,
                 sharing: manifest.resources.sharing,
                 selector: manifest.scaling.selector.clone(),
-                avoid: self.failures.to_avoid(model, seen.now),
+                avoid: mind.failures.to_avoid(seen.now),
             };
-            wants.push((manifest.scaling.priority, want));
+            wants.push((manifest.scaling.priority, at, want));
         }
-        wants.sort_by_key(|(priority, _)| std::cmp::Reverse(*priority));
-        wants.into_iter().map(|(_, want)| want).collect()
+        wants.sort_by_key(|(priority, ..)| std::cmp::Reverse(*priority));
+        wants.into_iter().map(|(_, at, want)| (at, want)).unzip()
     }
 
-    fn note_changes(&mut self, seen: &Seen, before: &Placement, round: &mut Round) {
-        let count = |placement: &Placement, model: &ModelName| {
-            placement.get(model).map_or(0, |places| places.values().sum::<usize>())
-        };
-        for (model, mind) in &mut self.minds {
-            let (from, to) = (count(before, model), count(&self.placement, model));
+    fn note_changes(&mut self, seen: &Seen, round: &mut Round) {
+        for ((model, entry), mind) in seen.models.iter().zip(self.minds.values_mut()) {
+            let (from, to) = (mind.placed, mind.places.values().sum());
+            mind.placed = to;
             if from != to {
                 let mut reason = mind.reason.clone();
                 if to < from && to < mind.wanted {
@@ -226,13 +245,12 @@ impl Brain {
             let refused = mind.wanted.saturating_sub(mind.granted);
             if let Some(unplaced) = round.unplaced.get_mut(model) {
                 unplaced.slots += refused;
-                if let Some(reason) = self.failures.reason(model, seen.now) {
+                if let Some(reason) = mind.failures.reason(seen.now) {
                     unplaced.reason += &format!("; {reason}");
                 }
                 mind.trouble = Some(format!("{} slots fit nowhere: {}", unplaced.slots, unplaced.reason));
             } else if refused > 0 {
-                let gpu =
-                    seen.models.get(model).is_some_and(|entry| entry.manifest.resources.device == DeviceKind::Cuda);
+                let gpu = entry.manifest.resources.device == DeviceKind::Cuda;
                 let reason = match (self.claims.get(&gpu).map_or(0, |(capacity, _)| *capacity), gpu) {
                     (0, true) => "no host that may be used has a GPU (`sluice hosts`)",
                     (0, false) => "no host may be used: none reports, or all are drained (`sluice hosts`)",
@@ -253,25 +271,26 @@ impl Brain {
         }
     }
 
-    fn wanted(&self, fleet: &Fleet, now: Duration) -> BTreeMap<String, Wanted> {
-        let mut wanted: BTreeMap<String, Wanted> = BTreeMap::new();
-        for report in fleet.alive(now).filter(|report| report.assignment.is_some()) {
-            let gate = self.gate(&report.host);
-            let leases = self.leases.of_host(&report.host);
-            wanted.insert(report.host.clone(), Wanted { slots: Vec::new(), gate, leases });
-        }
-        for (model, places) in &self.placement {
-            for ((host, device), slots) in places {
-                if let Some(wanted) = wanted.get_mut(host) {
-                    wanted.slots.push(Assigned { model: model.clone(), device: device.clone(), slots: *slots });
+    fn wanted(&self, told: &[Told]) -> BTreeMap<String, Wanted> {
+        let mut wanted: Vec<Wanted> = told
+            .iter()
+            .map(|(report, gate)| Wanted { slots: Vec::new(), gate: *gate, leases: self.leases.of_host(&report.host) })
+            .collect();
+        let index: HashMap<&str, usize> =
+            told.iter().enumerate().map(|(at, (report, _))| (report.host.as_str(), at)).collect();
+        for (model, mind) in &self.minds {
+            for ((host, device), slots) in &mind.places {
+                if let Some(at) = index.get(host.as_str()) {
+                    let assigned = Assigned { model: model.clone(), device: device.clone(), slots: *slots };
+                    wanted[*at].slots.push(assigned);
                 }
             }
         }
-        wanted
+        told.iter().map(|(report, _)| report.host.clone()).zip(wanted).collect()
     }
 
     fn gate(&self, host: &str) -> Gate {
-        self.gates.get(host).copied().unwrap_or_default()
+        self.hosts.get(host).map(|known| known.gate).unwrap_or_default()
     }
 
     /// How every model stands, for metrics and records.
@@ -280,7 +299,7 @@ impl Brain {
             name,
             wanted: mind.wanted,
             granted: mind.granted,
-            placed: self.placement.get(name).map_or(0, |places| places.values().sum()),
+            placed: mind.placed,
             in_trouble: mind.trouble.is_some(),
             demand: mind.demand.as_ref(),
         })

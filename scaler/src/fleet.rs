@@ -6,7 +6,7 @@ use std::time::Duration;
 use sluice_core::ModelName;
 use sluice_core::assignment::Gate;
 use sluice_core::clock::UnixMs;
-use sluice_core::report::{ModelReport, Report, SIGN_OF_LIFE};
+use sluice_core::report::{DeviceReport, ModelReport, Report, SIGN_OF_LIFE};
 
 use crate::place::{Device, Host, Lent, Place};
 
@@ -40,6 +40,12 @@ pub struct Heard {
     pub report: Report,
     /// When it came.
     pub at: Duration,
+}
+
+impl Heard {
+    fn lives(&self, now: Duration) -> bool {
+        now.saturating_sub(self.at) < DEAD_AFTER
+    }
 }
 
 /// What was measured of a model on all hosts.
@@ -88,8 +94,7 @@ impl Fleet {
 
     /// Those that live.
     pub fn alive(&self, now: Duration) -> impl Iterator<Item = &Report> {
-        let alive = move |heard: &&Heard| now.saturating_sub(heard.at) < DEAD_AFTER;
-        self.hosts.values().filter(alive).map(|heard| &heard.report)
+        self.remembered(now).filter(|(_, lives)| *lives).map(|(report, _)| report)
     }
 
     /// Forgets what was counted of models that are not deployed any more.
@@ -97,9 +102,9 @@ impl Fleet {
         self.done.retain(|model, _| deployed(model));
     }
 
-    /// The newest report of each that is remembered, silent ones too.
-    pub fn remembered(&self) -> impl Iterator<Item = &Report> {
-        self.hosts.values().map(|heard| &heard.report)
+    /// The newest report of each that is remembered, silent ones too, and whether it lives.
+    pub fn remembered(&self, now: Duration) -> impl Iterator<Item = (&Report, bool)> {
+        self.hosts.values().map(move |heard| (&heard.report, heard.lives(now)))
     }
 
     /// Whether a host was heard in the last ten minutes.
@@ -110,35 +115,12 @@ impl Fleet {
     /// One that lives.
     pub fn host(&self, name: &str, now: Duration) -> Option<&Report> {
         let heard = self.hosts.get(name)?;
-        (now.saturating_sub(heard.at) < DEAD_AFTER).then_some(&heard.report)
+        heard.lives(now).then_some(&heard.report)
     }
 
     /// Rows run of a model, only ever growing.
     pub fn done(&self, model: &ModelName) -> u64 {
         self.done.get(model).copied().unwrap_or(0)
-    }
-
-    /// Hosts that take what they are told, as their gates let them.
-    pub fn open(&self, now: Duration, gates: &BTreeMap<String, Gate>, lent: &BTreeMap<Place, Lent>) -> Vec<Host> {
-        let gate = |host: &str| gates.get(host).copied().unwrap_or_default();
-        let takes =
-            |report: &&Report| report.assignment.is_some() && !report.draining && gate(&report.host) != Gate::Drained;
-        let host = |report: &Report| Host {
-            name: report.host.clone(),
-            labels: report.labels.clone(),
-            takes_more: gate(&report.host) == Gate::Open,
-            devices: report
-                .devices
-                .iter()
-                .map(|device| Device {
-                    name: device.name.clone(),
-                    capacity: device.capacity,
-                    memory_mib: device.memory_mib,
-                    lent: lent.get(&(report.host.clone(), device.name.clone())).cloned(),
-                })
-                .collect(),
-        };
-        self.alive(now).filter(takes).map(host).collect()
     }
 
     /// What is known of each model, in one look at all reports.
@@ -176,6 +158,32 @@ impl Fleet {
         let report = self.host(host, now)?;
         Some(report.models.iter().find(|of| of.device == *device && of.model == *model))
     }
+}
+
+/// Those of these hosts, in the order of their names, on which slots may be placed as their gates let them, and which of their devices are lent.
+pub fn open(told: &[(&Report, Gate)], lent: &BTreeMap<Place, Lent>) -> Vec<Host> {
+    let device = |device: &DeviceReport| Device {
+        name: device.name.clone(),
+        capacity: device.capacity,
+        memory_mib: device.memory_mib,
+        lent: None,
+    };
+    let host = |(report, gate): &(&Report, Gate)| Host {
+        name: report.host.clone(),
+        labels: report.labels.clone(),
+        takes_more: *gate == Gate::Open,
+        devices: report.devices.iter().map(device).collect(),
+    };
+    let takes = |(report, gate): &&(&Report, Gate)| !report.draining && *gate != Gate::Drained;
+    let mut hosts: Vec<Host> = told.iter().filter(takes).map(host).collect();
+    for ((host, device), lent) in lent {
+        if let Ok(at) = hosts.binary_search_by(|of| of.name.cmp(host))
+            && let Some(device) = hosts[at].devices.iter_mut().find(|of| of.name == *device)
+        {
+            device.lent = Some(lent.clone());
+        }
+    }
+    hosts
 }
 
 /// A weighted mean of what is above zero.

@@ -84,16 +84,16 @@ pub struct Want {
 /// A place of a model: a host's name, and its device's.
 pub type Place = (String, String);
 
-/// How many slots of each model are where.
-pub type Placement = BTreeMap<ModelName, BTreeMap<Place, usize>>;
+/// How many slots of a model are where.
+pub type Places = BTreeMap<Place, usize>;
 
 /// What came of placing.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Placed {
-    /// Where everything goes.
-    pub placement: Placement,
-    /// What fits nowhere.
-    pub unplaced: BTreeMap<ModelName, Unplaced>,
+    /// Where the slots of each want go.
+    pub places: Vec<Places>,
+    /// What fits nowhere, by want.
+    pub unplaced: BTreeMap<usize, Unplaced>,
     /// Leases that have what a model is owed and can run on nothing else.
     pub in_the_way: BTreeSet<String>,
 }
@@ -109,81 +109,73 @@ pub struct Unplaced {
     pub full: bool,
 }
 
-/// Places everything, in the order of `wants`. `busy` says which share of its time a place was busy.
-pub fn place(wants: &[Want], hosts: &[Host], now: &Placement, busy: &dyn Fn(&ModelName, &Place) -> f64) -> Placed {
+/// Places everything, in the order of `wants`. `now` is where the slots of each are; `busy` says which share of its time a place was busy.
+pub fn place(wants: &[Want], hosts: &[Host], mut now: Vec<Places>, busy: &dyn Fn(&ModelName, &Place) -> f64) -> Placed {
     let mut rooms = Rooms::new(hosts);
-    let mut placed = Placed::default();
     // What stays comes first, of all models: nothing new may take its room.
     let mut missing = Vec::new();
-    for want in wants {
-        let kept = keep(want, now.get(&want.model), &mut rooms, busy);
-        let count: usize = kept.values().sum();
-        if want.slots > count {
-            missing.push((want, want.slots - count));
-        }
-        if !kept.is_empty() {
-            placed.placement.insert(want.model.clone(), kept);
+    for (at, (want, places)) in wants.iter().zip(&mut now).enumerate() {
+        let kept = keep(want, places, &mut rooms, busy);
+        if want.slots > kept {
+            missing.push((at, want.slots - kept));
         }
     }
     rooms.sort();
-    for (want, slots) in missing {
-        fill(want, slots, &mut rooms, &mut placed);
+    let mut placed = Placed { places: now, ..Placed::default() };
+    for (at, slots) in missing {
+        fill(wants, at, slots, &mut rooms, &mut placed);
     }
     reclaim::reclaim(wants, &mut rooms, &mut placed);
     placed
 }
 
-/// What of a model stays where it is.
-fn keep(
-    want: &Want,
-    now: Option<&BTreeMap<Place, usize>>,
-    rooms: &mut Rooms,
-    busy: &dyn Fn(&ModelName, &Place) -> f64,
-) -> BTreeMap<Place, usize> {
-    let mut may_stay: Vec<(&Place, usize, usize)> = now
-        .into_iter()
-        .flatten()
-        .filter_map(|(place, slots)| {
-            let at = rooms.find(place)?;
-            (*slots > 0 && want.suits(&rooms[at])).then_some((place, *slots, at))
-        })
-        .collect();
-    let total: usize = may_stay.iter().map(|(_, slots, _)| slots).sum();
+/// Leaves of a model's places what stays; gives its slots.
+fn keep(want: &Want, places: &mut Places, rooms: &mut Rooms, busy: &dyn Fn(&ModelName, &Place) -> f64) -> usize {
+    let may_stay = |place: &Place| rooms.find(place).filter(|at| want.suits(&rooms[*at]));
+    let mut rooms_of = Vec::with_capacity(places.len());
+    places.retain(|place, slots| {
+        let at = if *slots > 0 { may_stay(place) } else { None };
+        rooms_of.extend(at);
+        at.is_some()
+    });
+    let total: usize = places.values().sum();
     if total > want.slots {
-        // The busiest stay; among equals those with many slots, so that whole devices become free.
-        may_stay.sort_by(|a, b| {
-            busy(&want.model, b.0).total_cmp(&busy(&want.model, a.0)).then(b.1.cmp(&a.1)).then(a.0.cmp(b.0))
-        });
+        leave(want, places, total - want.slots, busy);
     }
-    let mut left = want.slots;
-    let mut kept = BTreeMap::new();
-    for (place, slots, at) in may_stay {
-        let slots = slots.min(left);
-        if slots > 0 {
-            left -= slots;
-            rooms.change(at, |room| room.take(want, slots, true));
-            kept.insert(place.clone(), slots);
+    for (at, slots) in rooms_of.into_iter().zip(places.values()) {
+        if *slots > 0 {
+            rooms.change(at, |room| room.take(want, *slots, true));
         }
     }
-    kept
+    places.retain(|_, slots| *slots > 0);
+    total.min(want.slots)
+}
+
+/// Takes so many slots away: the busiest stay; among equals those with many slots, so that whole devices become free.
+fn leave(want: &Want, places: &mut Places, mut too_many: usize, busy: &dyn Fn(&ModelName, &Place) -> f64) {
+    let mut idlest: Vec<(f64, &mut usize, &Place)> =
+        places.iter_mut().map(|(place, slots)| (busy(&want.model, place), slots, place)).collect();
+    idlest.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)).then(b.2.cmp(a.2)));
+    for (_, slots, _) in idlest {
+        let gone = too_many.min(*slots);
+        *slots -= gone;
+        too_many -= gone;
+    }
 }
 
 /// Places what a model lacks as far as there is room.
-fn fill(want: &Want, mut slots: usize, rooms: &mut Rooms, placed: &mut Placed) {
-    let mut places = placed.placement.remove(&want.model).unwrap_or_default();
+fn fill(wants: &[Want], index: usize, mut slots: usize, rooms: &mut Rooms, placed: &mut Placed) {
+    let (want, places) = (&wants[index], &mut placed.places[index]);
     while slots > 0 {
-        let Some(at) = rooms.best(want, &places) else {
+        let Some(at) = rooms.best(want, places) else {
             let (reason, full) = why_not(want, rooms);
-            placed.unplaced.insert(want.model.clone(), Unplaced { slots, reason, full });
+            placed.unplaced.insert(index, Unplaced { slots, reason, full });
             break;
         };
         let there = places.entry(rooms[at].place()).or_insert(0);
         rooms.change(at, |room| room.take(want, 1, *there == 0));
         *there += 1;
         slots -= 1;
-    }
-    if !places.is_empty() {
-        placed.placement.insert(want.model.clone(), places);
     }
 }
 

@@ -9,8 +9,8 @@ use sluice_core::clock::UnixMs;
 use sluice_core::manifest::DeviceKind;
 use sluice_core::scaler::{Answer, Explanation, LeaseRequest, LeaseState};
 
-use super::Brain;
 use super::shares::{lease_claim, units_of};
+use super::{Brain, Known};
 use crate::fleet::Fleet;
 use crate::place::Place;
 use crate::share::{Claim, share};
@@ -18,12 +18,11 @@ use crate::share::{Claim, share};
 impl Brain {
     /// Why a model has what it has.
     pub fn explain(&self, model: &ModelName) -> Answer {
-        let Some(mind) = self.minds.get(model) else {
+        let Some(mind) = self.minds.get(model).filter(|_| self.knows(model)) else {
             return Answer::Refused(format!("model `{model}` is not deployed, as far as the scaler knows"));
         };
-        let places = self.placement.get(model).into_iter().flatten();
         let mut hosts: BTreeMap<String, usize> = BTreeMap::new();
-        for ((host, _), slots) in places {
+        for ((host, _), slots) in &mind.places {
             *hosts.entry(host.clone()).or_default() += slots;
         }
         Answer::Explained(Explanation {
@@ -51,7 +50,9 @@ impl Brain {
                     "host `{host}` runs what its own configuration lists: stop its worker instead"
                 ));
             }
-            Some(_) => _ = self.gates.insert(host.to_owned(), gate),
+            Some(_) => {
+                self.hosts.entry(host.to_owned()).or_insert(Known { gate, adopted: false }).gate = gate;
+            }
         }
         Answer::Done
     }
@@ -101,12 +102,9 @@ impl Brain {
             return Answer::Refused(format!("{wanted} {what} are wanted, and {} could be lent{gated}", devices.len()));
         }
         // The least disturbed first.
-        let running = |place: &Place| -> usize { self.placement.values().filter_map(|places| places.get(place)).sum() };
+        let running = |place: &Place| -> usize { self.minds.values().filter_map(|mind| mind.places.get(place)).sum() };
         let owed = |place: &Place| -> usize {
-            let of = |(model, places): (&ModelName, &BTreeMap<Place, usize>)| {
-                Some(self.minds.get(model)?.owed.min(*places.get(place)?))
-            };
-            self.placement.iter().filter_map(of).sum()
+            self.minds.values().filter_map(|mind| Some(mind.owed.min(*mind.places.get(place)?))).sum()
         };
         devices.sort_by_key(|(place, _)| (owed(place), running(place), place.clone()));
         devices.truncate(request.devices);
@@ -129,7 +127,7 @@ impl Brain {
 
     /// Whether it has decided on this model.
     pub fn knows(&self, model: &ModelName) -> bool {
-        self.minds.contains_key(model)
+        self.minds.get(model).is_some_and(|mind| !mind.reason.is_empty())
     }
 
     /// Whether there is such a lease.

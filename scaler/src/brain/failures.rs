@@ -1,7 +1,6 @@
 //! Places where a model does not come to serve: avoided for a while, and longer each time.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_core::ModelName;
@@ -10,7 +9,7 @@ use sluice_core::report::{ModelReport, State};
 
 use crate::catalog::Entry;
 use crate::fleet::Fleet;
-use crate::place::{Place, Placement};
+use crate::place::{Place, Places};
 
 /// A place that has waited for memory for so long has failed: longer than a batch that may have to end first.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(10);
@@ -28,7 +27,7 @@ const LATELY: Duration = Duration::from_secs(600);
 
 /// Places that were told to run a model and do not serve it, and those where it failed before.
 #[derive(Debug, Default)]
-pub(super) struct Failures(BTreeMap<ModelName, BTreeMap<Place, Trial>>);
+pub(super) struct Failures(BTreeMap<Place, Trial>);
 
 /// How a place does with a model's revision.
 #[derive(Debug)]
@@ -45,66 +44,54 @@ struct Trial {
 }
 
 impl Failures {
-    /// Takes up what hosts report of what they were told.
+    /// Takes up what hosts report of where they were told to run it.
     pub(super) fn note(
         &mut self,
         fleet: &Fleet,
-        models: &BTreeMap<ModelName, Arc<Entry>>,
-        placement: &Placement,
-        cold_start: impl Fn(&ModelName) -> Duration,
+        model: &ModelName,
+        entry: &Entry,
+        places: &Places,
+        cold_start: Duration,
         now: Duration,
     ) {
-        let mut before = std::mem::take(&mut self.0);
-        before.retain(|model, trials| {
-            let revision = models.get(model).filter(|entry| entry.started).map(|entry| entry.identity());
-            trials.retain(|_, trial| Some(trial.revision) == revision);
-            !trials.is_empty()
+        // Where it is not now, or nothing is heard from, only failures count.
+        let here = |place: &Place| places.contains_key(place) && fleet.host(&place.0, now).is_some();
+        self.0.retain(|place, trial| {
+            let failed = trial.failures > 0 && fleet.remembers(&place.0);
+            entry.started && trial.revision == entry.identity() && (failed || here(place))
         });
-        for (model, places) in placement {
-            let Some(entry) = models.get(model).filter(|entry| entry.started) else { continue };
-            let mut before = before.get_mut(model);
-            for place in places.keys() {
-                let Some(report) = fleet.said(model, place, now) else { continue };
-                let trial = before.as_mut().and_then(|trials| trials.remove(place));
-                // What has worked once has not failed.
-                if report.is_some_and(|report| report.serving.is_some()) {
-                    continue;
-                }
-                let mut trial = trial.unwrap_or_else(|| Trial::new(entry.identity(), now));
-                // What is said of an older revision says nothing of this one.
-                trial.note(report.filter(|report| report.revision == Some(entry.revision)), cold_start(model), now);
-                self.0.entry(model.clone()).or_default().insert(place.clone(), trial);
+        for place in places.keys().filter(|_| entry.started) {
+            let Some(report) = fleet.said(model, place, now) else { continue };
+            // What has worked once has not failed.
+            if report.is_some_and(|report| report.serving.is_some()) {
+                self.0.remove(place);
+                continue;
             }
-        }
-        // Where it is not now, or nothing is heard from.
-        for (model, trials) in before {
-            let failed = |(place, trial): &(Place, Trial)| trial.failures > 0 && fleet.remembers(&place.0);
-            let mut failed = trials.into_iter().filter(failed).peekable();
-            if failed.peek().is_some() {
-                self.0.entry(model).or_default().extend(failed);
-            }
+            // What is said of an older revision says nothing of this one.
+            let report = report.filter(|report| report.revision == Some(entry.revision));
+            let trial = self.0.entry(place.clone()).or_insert_with(|| Trial::new(entry.identity(), now));
+            trial.note(report, cold_start, now);
         }
     }
 
-    /// At how many places a model has failed lately and not served since.
-    pub(super) fn places(&self, model: &ModelName, now: Duration) -> usize {
-        let lately = |trial: &Trial| trial.failures > 0 && now < trial.until + LATELY;
-        self.0.get(model).into_iter().flatten().filter(|(_, trial)| lately(trial)).count()
+    /// At how many places it has failed lately and not served since.
+    pub(super) fn places(&self, now: Duration) -> usize {
+        self.0.values().filter(|trial| trial.failures > 0 && now < trial.until + LATELY).count()
     }
 
-    /// Places that are not to try a model now.
-    pub(super) fn to_avoid(&self, model: &ModelName, now: Duration) -> BTreeSet<Place> {
-        self.avoided(model, now).map(|(place, _)| place.clone()).collect()
+    /// Places that are not to try it now.
+    pub(super) fn to_avoid(&self, now: Duration) -> BTreeSet<Place> {
+        self.avoided(now).map(|(place, _)| place.clone()).collect()
     }
 
     /// What was wrong at one of the places that are avoided, for people.
-    pub(super) fn reason(&self, model: &ModelName, now: Duration) -> Option<String> {
-        let ((host, device), trial) = self.avoided(model, now).next()?;
+    pub(super) fn reason(&self, now: Duration) -> Option<String> {
+        let ((host, device), trial) = self.avoided(now).next()?;
         Some(format!("{host}/{device}: {}", trial.reason))
     }
 
-    fn avoided(&self, model: &ModelName, now: Duration) -> impl Iterator<Item = (&Place, &Trial)> {
-        self.0.get(model).into_iter().flatten().filter(move |(_, trial)| now < trial.until)
+    fn avoided(&self, now: Duration) -> impl Iterator<Item = (&Place, &Trial)> {
+        self.0.iter().filter(move |(_, trial)| now < trial.until)
     }
 }
 

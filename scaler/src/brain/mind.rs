@@ -9,10 +9,12 @@ use sluice_core::clock::UnixMs;
 use sluice_core::scaler::Changed;
 
 use super::Seen;
+use super::failures::Failures;
 use crate::arrivals::Arrivals;
 use crate::catalog::Entry;
 use crate::decide::{Demand, History, Lag, decide};
 use crate::fleet::Measured;
+use crate::place::Places;
 
 /// Until the first was measured.
 const USUAL_COLD_START: Duration = Duration::from_secs(1);
@@ -25,6 +27,11 @@ const RESIZED: f64 = 0.2;
 /// What is remembered of a model.
 #[derive(Debug, Default)]
 pub(super) struct Mind {
+    /// Where its slots are, or are on their way to.
+    pub(super) places: Places,
+    /// How many these were when the round began.
+    pub(super) placed: usize,
+    pub(super) failures: Failures,
     pub(super) history: History,
     pub(super) arrivals: Arrivals,
     pub(super) row_time: Option<Duration>,
@@ -43,6 +50,7 @@ pub(super) struct Mind {
     /// Of these, what hosts run by their own configuration.
     pub(super) listed: usize,
     pub(super) revision: (u64, UnixMs),
+    /// Empty before the first round that knows it.
     pub(super) reason: String,
     pub(super) trouble: Option<String>,
     /// However much others gave back, it would not fit.
@@ -55,8 +63,11 @@ pub(super) struct Mind {
 
 impl Mind {
     /// How many slots a model needs.
-    pub(super) fn want(&mut self, seen: &Seen, model: &ModelName, entry: &Entry, measured: Measured, placed: usize) {
+    pub(super) fn want(&mut self, seen: &Seen, model: &ModelName, entry: &Entry, measured: Measured) {
         self.trouble = None;
+        self.placed = self.places.values().sum();
+        let cold_start = self.cold_start.unwrap_or_default();
+        self.failures.note(seen.fleet, model, entry, &self.places, cold_start, seen.now);
         self.serving = measured.serving;
         self.listed = measured.listed;
         if std::mem::replace(&mut self.revision, entry.identity()) != entry.identity() {
@@ -110,8 +121,8 @@ impl Mind {
             cold_start: self.cold_start.unwrap_or(USUAL_COLD_START),
             // What cannot be decided holds what was wanted, though a host that had it may be gone for the moment.
             slots: match holds {
-                true => self.wanted.max(placed + measured.listed),
-                false => placed + measured.listed,
+                true => self.wanted.max(self.placed + measured.listed),
+                false => self.placed + measured.listed,
             },
         };
         let decision = decide(&demand, &mut self.history, seen.now);

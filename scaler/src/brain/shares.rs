@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_core::ModelName;
 use sluice_core::assignment::Gate;
 use sluice_core::manifest::DeviceKind;
 use sluice_core::report::Report;
 
-use super::{Brain, Seen, units};
+use super::mind::Mind;
+use super::{Brain, Seen, Told, units};
 use crate::catalog::Entry;
 use crate::fleet::Fleet;
 use crate::place::{Lent, Place};
@@ -26,18 +26,17 @@ pub(super) struct LeaseShare {
 
 impl Brain {
     /// Tells each model's mind what it may have; gives what becomes of leases.
-    pub(super) fn grant(&mut self, seen: &Seen) -> BTreeMap<String, LeaseShare> {
+    pub(super) fn grant(&mut self, seen: &Seen, told: &[Told]) -> BTreeMap<String, LeaseShare> {
         let mut leases: BTreeMap<String, LeaseShare> = BTreeMap::new();
         self.claims.clear();
         for kind in [DeviceKind::Cpu, DeviceKind::Cuda] {
-            let (capacity, largest) = self.capacity(seen, kind);
-            let models: Vec<(&ModelName, &Arc<Entry>)> = seen
-                .models
-                .iter()
-                .filter(|(_, entry)| entry.started && entry.manifest.resources.device == kind)
-                .collect();
+            let (capacity, largest) = self.capacity(seen, told, kind);
+            let of_kind = |entry: &Entry| entry.started && entry.manifest.resources.device == kind;
+            let models = seen.models.values().zip(self.minds.values_mut());
+            let (entries, mut minds): (Vec<&Arc<Entry>>, Vec<&mut Mind>) =
+                models.filter(|(entry, _)| of_kind(entry)).unzip();
             let mut claims: Vec<Claim> =
-                models.iter().map(|(model, entry)| self.claim(seen, model, entry, largest)).collect();
+                entries.iter().zip(&minds).map(|(entry, mind)| claim(seen, entry, mind, largest)).collect();
             let lent: Vec<(&String, Claim)> = self
                 .leases
                 .iter()
@@ -48,15 +47,12 @@ impl Brain {
                 .collect();
             claims.extend(lent.iter().map(|(_, claim)| claim.clone()));
             let granted = share(capacity, &self.groups, &claims);
-            for ((model, _), granted) in models.iter().zip(&granted) {
-                if let Some(mind) = self.minds.get_mut(*model) {
-                    mind.granted = granted.slots + mind.listed.min(mind.wanted);
-                    // What could not be placed though all made way moves nobody; what it has stays its own.
-                    let placed = self.placement.get(*model).map_or(0, |places| places.values().sum());
-                    mind.owed = if mind.fits_nowhere { granted.owed.min(placed) } else { granted.owed };
-                }
+            for (mind, granted) in minds.iter_mut().zip(&granted) {
+                mind.granted = granted.slots + mind.listed.min(mind.wanted);
+                // What could not be placed though all made way moves nobody; what it has stays its own.
+                mind.owed = if mind.fits_nowhere { granted.owed.min(mind.placed) } else { granted.owed };
             }
-            for ((id, claim), granted) in lent.iter().zip(&granted[models.len()..]) {
+            for ((id, claim), granted) in lent.iter().zip(&granted[minds.len()..]) {
                 let share = leases.entry((*id).clone()).or_insert(LeaseShare { short: false, owed: true });
                 share.short |= granted.slots < claim.wants;
                 share.owed &= granted.owed >= claim.wants;
@@ -67,11 +63,11 @@ impl Brain {
     }
 
     /// Units of a kind of device that models and leases may have, and those of the largest device.
-    fn capacity(&self, seen: &Seen, kind: DeviceKind) -> (usize, usize) {
+    fn capacity(&self, seen: &Seen, told: &[Told], kind: DeviceKind) -> (usize, usize) {
         let (mut capacity, mut largest) = (0_usize, 1);
-        for report in seen.fleet.alive(seen.now).filter(|report| report.assignment.is_some() && !report.draining) {
+        for (report, gate) in told.iter().filter(|(report, _)| !report.draining) {
             for device in report.devices.iter().filter(|device| is_of(&device.name, kind)) {
-                let units = match self.gate(&report.host) {
+                let units = match gate {
                     Gate::Open => device.capacity,
                     // What is free there is of use to nobody.
                     Gate::Cordoned => self.used(seen, report, &device.name).min(device.capacity),
@@ -90,26 +86,8 @@ impl Brain {
         if self.leases.places().contains(&place) {
             return usize::MAX;
         }
-        let used = |(model, places): (&ModelName, &BTreeMap<Place, usize>)| {
-            let slots = places.get(&place)?;
-            Some(units(seen.models.get(model)?).saturating_mul(*slots))
-        };
-        self.placement.iter().filter_map(used).fold(0, usize::saturating_add)
-    }
-
-    fn claim(&self, seen: &Seen, model: &ModelName, entry: &Entry, largest: usize) -> Claim {
-        let mind = self.minds.get(model);
-        let waited = mind.and_then(|mind| mind.waiting_since).map(|since| seen.now.saturating_sub(since));
-        Claim {
-            group: entry.manifest.scaling.group.clone(),
-            priority: entry.manifest.scaling.priority,
-            // What hosts run by their own configuration takes nothing of the others.
-            wants: mind.map_or(0, |mind| mind.wanted.saturating_sub(mind.listed)),
-            has: self.placement.get(model).map_or(0, |places| places.values().sum()),
-            // What cannot be placed anyway takes nothing from others.
-            units: if mind.is_some_and(|mind| mind.fits_nowhere) { 0 } else { units(entry).min(largest) },
-            waited: waited.unwrap_or_default(),
-        }
+        let used = |(entry, mind): (&Arc<Entry>, &Mind)| Some(units(entry).saturating_mul(*mind.places.get(&place)?));
+        seen.models.values().zip(self.minds.values()).filter_map(used).fold(0, usize::saturating_add)
     }
 
     /// Where devices are lent.
@@ -119,6 +97,19 @@ impl Brain {
             held.devices.keys().map(move |place| (place.clone(), Lent { lease: id.clone(), owed }))
         });
         places.collect()
+    }
+}
+
+fn claim(seen: &Seen, entry: &Entry, mind: &Mind, largest: usize) -> Claim {
+    Claim {
+        group: entry.manifest.scaling.group.clone(),
+        priority: entry.manifest.scaling.priority,
+        // What hosts run by their own configuration takes nothing of the others.
+        wants: mind.wanted.saturating_sub(mind.listed),
+        has: mind.placed,
+        // What cannot be placed anyway takes nothing from others.
+        units: if mind.fits_nowhere { 0 } else { units(entry).min(largest) },
+        waited: mind.waiting_since.map_or(Duration::ZERO, |since| seen.now.saturating_sub(since)),
     }
 }
 

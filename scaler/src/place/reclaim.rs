@@ -10,21 +10,18 @@ use super::{Placed, Want, fill};
 /// Places what is owed and has no room, those that have waited longest first, where others lose least. Nobody loses what it is owed
 /// itself.
 pub(super) fn reclaim(wants: &[Want], rooms: &mut Rooms, placed: &mut Placed) {
-    let count = |want: &Want| placed.placement.get(&want.model).map_or(0, |places| places.values().sum());
-    let lacks = |want: &Want| {
-        want.owed > 0
-            && placed.unplaced.get(&want.model).is_some_and(|unplaced| unplaced.full)
-            && count(want) < want.owed
-    };
-    let mut lacking: Vec<usize> = (0..wants.len()).filter(|at| lacks(&wants[*at])).collect();
+    let count = |at: usize| placed.places[at].values().sum::<usize>();
+    let lacks = |at: &usize| count(*at) < wants[*at].owed;
+    let full = placed.unplaced.iter().filter(|(_, unplaced)| unplaced.full);
+    let mut lacking: Vec<usize> = full.map(|(at, _)| *at).filter(lacks).collect();
     if lacking.is_empty() {
         return;
     }
     lacking.sort_by_key(|at| (Reverse(wants[*at].waited), *at));
-    let count = wants.iter().map(count).collect();
+    let count = (0..wants.len()).map(count).collect();
     let mut tenants = Tenants { wants, count, of: BTreeMap::new() };
-    for (index, want) in wants.iter().enumerate() {
-        for (place, slots) in placed.placement.get(&want.model).into_iter().flatten() {
+    for (index, places) in placed.places.iter().enumerate() {
+        for (place, slots) in places {
             if let Some(at) = rooms.find(place) {
                 tenants.of.entry(at).or_default().insert(index, *slots);
             }
@@ -47,8 +44,8 @@ pub(super) fn reclaim(wants: &[Want], rooms: &mut Rooms, placed: &mut Placed) {
     }
     // Those that had to go may find room elsewhere.
     for (victim, slots) in evicted {
-        let lacked = placed.unplaced.remove(&wants[victim].model).map_or(0, |unplaced| unplaced.slots);
-        fill(&wants[victim], lacked + slots, rooms, placed);
+        let lacked = placed.unplaced.remove(&victim).map_or(0, |unplaced| unplaced.slots);
+        fill(wants, victim, lacked + slots, rooms, placed);
     }
 }
 
@@ -123,16 +120,13 @@ impl Tenants<'_> {
         let left = there.get(&victim).map_or(0, |had| had - slots);
         rooms.change(at, |room| room.give_back(want, slots, left == 0));
         self.count[victim] -= slots;
-        let places = placed.placement.entry(want.model.clone()).or_default();
+        let places = &mut placed.places[victim];
         if left > 0 {
             there.insert(victim, left);
             places.insert(place, left);
-            return;
-        }
-        there.remove(&victim);
-        places.remove(&place);
-        if places.is_empty() {
-            placed.placement.remove(&want.model);
+        } else {
+            there.remove(&victim);
+            places.remove(&place);
         }
     }
 
@@ -142,11 +136,11 @@ impl Tenants<'_> {
         rooms.change(at, |room| room.take(want, 1, *there == 0));
         *there += 1;
         self.count[index] += 1;
-        *placed.placement.entry(want.model.clone()).or_default().entry(rooms[at].place()).or_default() += 1;
-        if let Some(unplaced) = placed.unplaced.get_mut(&want.model) {
+        *placed.places[index].entry(rooms[at].place()).or_default() += 1;
+        if let Some(unplaced) = placed.unplaced.get_mut(&index) {
             unplaced.slots -= 1;
             if unplaced.slots == 0 {
-                placed.unplaced.remove(&want.model);
+                placed.unplaced.remove(&index);
             }
         }
     }

@@ -6,7 +6,7 @@ use std::ops::Index;
 
 use sluice_core::manifest::{DeviceKind, Sharing};
 
-use super::{Device, Host, Place, Want};
+use super::{Device, Host, Place, Places, Want};
 
 /// Of so many places with most room, the best is taken: looking at all would cost hosts times models.
 const LOOKED_AT: usize = 32;
@@ -120,7 +120,7 @@ impl<'h> Rooms<'h> {
     }
 
     /// The best place for one more slot of a model that has these.
-    pub(super) fn best(&self, want: &Want, places: &BTreeMap<Place, usize>) -> Option<usize> {
+    pub(super) fn best(&self, want: &Want, places: &Places) -> Option<usize> {
         let order = self.order.get(&(want.kind == DeviceKind::Cuda))?;
         let mut on_host: HashMap<&str, usize> = HashMap::new();
         for ((host, _), slots) in places {

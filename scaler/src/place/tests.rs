@@ -1,8 +1,13 @@
 //! Placing, by tables and by properties.
 
-use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use super::*;
+use proptest::prelude::*;
+use sluice_core::ModelName;
+use sluice_core::manifest::{DeviceKind, Sharing};
+
+use super::{Device, Host, Lent, Place, Places, Unplaced, Want};
 
 fn host(name: &str, capacity: usize, memory_mib: u64) -> Host {
     let device = Device { name: "cpu".into(), capacity, memory_mib: Some(memory_mib), lent: None };
@@ -22,6 +27,27 @@ fn want(model: &str, slots: usize) -> Want {
         sharing: Sharing::Shared,
         selector: BTreeMap::new(),
         avoid: BTreeSet::new(),
+    }
+}
+
+/// Where the slots of models are, by name.
+type Placement = BTreeMap<ModelName, Places>;
+
+#[derive(Debug, PartialEq)]
+struct Placed {
+    placement: Placement,
+    unplaced: BTreeMap<ModelName, Unplaced>,
+    in_the_way: BTreeSet<String>,
+}
+
+fn place(wants: &[Want], hosts: &[Host], now: &Placement, busy: &dyn Fn(&ModelName, &Place) -> f64) -> Placed {
+    let now = wants.iter().map(|want| now.get(&want.model).cloned().unwrap_or_default()).collect();
+    let placed = super::place(wants, hosts, now, busy);
+    let name = |at: usize| wants[at].model.clone();
+    Placed {
+        placement: placed.places.into_iter().enumerate().map(|(at, places)| (name(at), places)).collect(),
+        unplaced: placed.unplaced.into_iter().map(|(at, unplaced)| (name(at), unplaced)).collect(),
+        in_the_way: placed.in_the_way,
     }
 }
 

@@ -1,5 +1,7 @@
 //! What happens when there is not room for all.
 
+use std::collections::BTreeSet;
+
 use super::*;
 
 #[test]
