@@ -20,7 +20,7 @@ use sluice_core::scaler::Changed;
 
 use crate::assign::Wanted;
 use crate::catalog::Entry;
-use crate::decide::Demand;
+use crate::decide::{Demand, Reason};
 use crate::fleet::{self, Fleet};
 use crate::lease::{GRACE, Leases};
 use crate::place::{Host, Place, Unplaced, Want, place};
@@ -226,7 +226,7 @@ impl Brain {
             let (from, to) = (mind.placed, mind.places.values().sum());
             mind.placed = to;
             if from != to {
-                let mut reason = mind.reason.clone();
+                let mut reason = mind.reason.as_ref().map(Reason::to_string).unwrap_or_default();
                 if to < from && to < mind.wanted {
                     // The decision does not tell: a host is gone, or others have a better right.
                     reason += &format!("; {} of {} have no room now", mind.wanted - to, mind.wanted);

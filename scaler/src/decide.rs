@@ -5,11 +5,15 @@
 //! with what arrives meanwhile. Some more are there for what arrives in clusters. If that is more than there are, `t` is shorter by the
 //! time that a new slot takes to be ready.
 
+mod reason;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use sluice_core::broker::Reading;
 pub use sluice_core::manifest::Scaling;
+
+pub use reason::{Bound, Need, Reason, Step};
 
 /// Slots that there are may be over-booked by this share before another is started.
 const SLACK: f64 = 0.15;
@@ -60,12 +64,12 @@ pub struct History {
 }
 
 /// How many slots there should be, and why.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Decision {
     /// How many.
     pub slots: usize,
-    /// In words, with the numbers.
-    pub reason: String,
+    /// With the numbers.
+    pub reason: Reason,
 }
 
 /// Decides. `now` is the time since any fixed moment, and only grows.
@@ -74,19 +78,16 @@ pub fn decide(demand: &Demand, history: &mut History, now: Duration) -> Decision
     if scaling.paused {
         history.needs.clear();
         history.known_since = None;
-        return Decision { slots: *slots, reason: format!("{slots} slots stay: its scaling is paused") };
+        return Decision { slots: *slots, reason: Reason::Paused(*slots) };
     }
     let lag = match &demand.lag {
         Reading::Known(lag) => *lag,
-        Reading::Unknown(reason) => {
+        Reading::Unknown(why) => {
             // What was needed meanwhile is not known either: the delay begins anew.
             history.needs.clear();
             history.known_since = None;
             history.last_work = Some(now);
-            return Decision {
-                slots: *slots,
-                reason: format!("{slots} slots stay: how much waits is unknown ({reason})"),
-            };
+            return Decision { slots: *slots, reason: Reason::Unknown(*slots, why.clone()) };
         }
     };
     let (need, why) = need(demand, lag);
@@ -95,60 +96,50 @@ pub fn decide(demand: &Demand, history: &mut History, now: Duration) -> Decision
     }
     history.note(need, now, scaling.scale_down_delay);
     let allowed = scaling.max_slots.max(scaling.min_slots);
-    if *slots > allowed {
-        // Somebody has set it lower: that is no guess about what will be needed, and waits for nothing.
-        return Decision { slots: allowed, reason: format!("{why}; `max_slots` allows {allowed}: down from {slots}") };
-    }
     let bounded = need.clamp(scaling.min_slots, allowed);
-    let bound = match bounded.cmp(&need) {
-        std::cmp::Ordering::Less => format!("; `max_slots` allows {bounded}"),
-        std::cmp::Ordering::Greater => format!("; `min_slots` keeps {bounded}"),
-        std::cmp::Ordering::Equal => String::new(),
+    let (bound, slots, step) = if *slots > allowed {
+        // Somebody has set it lower: that is no guess about what will be needed, and waits for nothing.
+        (Bound::Max(allowed), allowed, Step::Capped(*slots))
+    } else if bounded > *slots {
+        (Bound::of(need, bounded), bounded, Step::Up(*slots))
+    } else if bounded == *slots {
+        (Bound::of(need, bounded), bounded, Step::Stay)
+    } else {
+        let step = down(demand, history, now, bounded);
+        (Bound::of(need, bounded), slots - usize::from(matches!(step, Step::Down(..))), step)
     };
-    if bounded > *slots {
-        return Decision { slots: bounded, reason: format!("{why}{bound}: up from {slots}") };
-    }
-    if bounded == *slots {
-        return Decision { slots: bounded, reason: format!("{why}{bound}") };
-    }
-    down(demand, history, now, bounded, &format!("{why}{bound}"))
+    Decision { slots, reason: Reason::Work(why, bound, step) }
 }
 
 /// The slots that the work needs, whatever is allowed.
-fn need(demand: &Demand, lag: Lag) -> (usize, String) {
+fn need(demand: &Demand, lag: Lag) -> (usize, Need) {
     let rows = lag.waiting + lag.in_flight;
     if rows == 0 && demand.arrivals <= 0.0 {
-        return (0, "nothing waits and nothing arrives".into());
+        return (0, Need::None);
     }
     let Some(row_time) = demand.row_time else {
         // One slot tells how long a row takes; more before that would be a guess.
-        return (1, format!("{rows} rows, and how long one takes is not known yet: one slot finds out"));
+        return (1, Need::Unmeasured { rows });
     };
     let seconds = row_time.as_secs_f64();
     let target = demand.scaling.target_wait.as_secs_f64();
     let load = demand.arrivals * seconds;
-    let within = |time: f64| rows as f64 * seconds / time + load + HEADROOM * load.sqrt();
+    let needed_within = |time: f64| rows as f64 * seconds / time + load + HEADROOM * load.sqrt();
     let of = |slots: f64| (slots - 1e-9).ceil().max(0.0) as usize;
-    let mut time = target;
-    let mut need = of(within(time));
-    if need > demand.slots && within(time) <= demand.slots as f64 * (1.0 + SLACK) {
+    let mut within = target;
+    let mut slots = of(needed_within(within));
+    if slots > demand.slots && needed_within(within) <= demand.slots as f64 * (1.0 + SLACK) {
         // What arrives comes and goes by chance. If it is really more, the backlog grows and says so.
-        need = demand.slots;
+        slots = demand.slots;
     }
-    if need > demand.slots {
+    if slots > demand.slots {
         // Whoever is started now comes late: less than half of the time is never counted on.
-        time = (target - demand.cold_start.as_secs_f64()).max(target / 2.0);
-        need = of(within(time));
+        within = (target - demand.cold_start.as_secs_f64()).max(target / 2.0);
+        slots = of(needed_within(within));
     }
     // Something waits: one at least.
-    need = need.max(usize::from(rows > 0));
-    let why = format!(
-        "{rows} rows of {} and {:.1} more each second, to be done within {:.1} s, need {need} slots",
-        humantime::format_duration(Duration::from_micros(row_time.as_micros() as u64)),
-        demand.arrivals,
-        time
-    );
-    (need, why)
+    slots = slots.max(usize::from(rows > 0));
+    (slots, Need::Slots { rows, row_time, arrivals: demand.arrivals, within, slots })
 }
 
 impl History {
@@ -171,29 +162,27 @@ impl History {
 }
 
 /// One slot less, if as many were not needed for long enough; none at all only if nobody has asked for long enough.
-fn down(demand: &Demand, history: &mut History, now: Duration, bounded: usize, why: &str) -> Decision {
+fn down(demand: &Demand, history: &mut History, now: Duration, bounded: usize) -> Step {
     let Demand { scaling, slots, .. } = demand;
-    let stay = |reason: String| Decision { slots: *slots, reason };
     let known_for = history.known_since.map_or(Duration::ZERO, |since| now.saturating_sub(since));
     let delay = scaling.scale_down_delay;
     let most = history.most().max(bounded);
     if known_for < delay || most >= *slots {
-        return stay(format!("{why}; {slots} stay until fewer were enough for {delay:?}"));
+        return Step::NotYet(*slots, delay);
     }
     if *slots == 1 {
         let idle = history.last_work.map_or(known_for, |at| now.saturating_sub(at));
         if idle < scaling.idle_to_zero {
-            return stay(format!("{why}; the last slot stays until nothing was asked for {:?}", scaling.idle_to_zero));
+            return Step::LastStays(scaling.idle_to_zero);
         }
     }
     // One step at a time, so that each shows what the next would cost; the more there are too many, the faster.
     let pause = delay / u32::try_from(*slots - most).unwrap_or(u32::MAX).max(1);
     if history.last_down.is_some_and(|at| now.saturating_sub(at) < pause) {
-        return stay(format!("{why}; one less after a pause"));
+        return Step::Paced;
     }
     history.last_down = Some(now);
-    let fewer = slots - 1;
-    Decision { slots: fewer, reason: format!("{why}, and no more than {most} for {delay:?}: down from {slots}") }
+    Step::Down(*slots, most, delay)
 }
 
 #[cfg(test)]
@@ -253,7 +242,7 @@ mod tests {
         for at in 0..1000 {
             let decision = decide(&unknown, &mut history, seconds(at));
             assert_eq!(decision.slots, 5);
-            assert!(decision.reason.contains("the broker is away"));
+            assert!(decision.reason.to_string().contains("the broker is away"));
         }
         let idle = demand(0, 0.0, 5);
         assert_eq!(decide(&idle, &mut history, seconds(1000)).slots, 5, "it was not known to be idle before");

@@ -1,6 +1,6 @@
 //! What the hosts say: the newest report of each, how long ago it came, and what follows from all of them about a model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use sluice_core::ModelName;
@@ -124,11 +124,11 @@ impl Fleet {
     }
 
     /// What is known of each model, in one look at all reports.
-    pub fn measure(&self, now: Duration) -> BTreeMap<ModelName, Measured> {
-        let mut all: BTreeMap<ModelName, (Measured, Mean, Mean)> = BTreeMap::new();
+    pub fn measure(&self, now: Duration) -> HashMap<&ModelName, Measured> {
+        let mut all: HashMap<&ModelName, (Measured, Mean, Mean)> = HashMap::new();
         for report in self.alive(now) {
             for model in &report.models {
-                let (measured, row_seconds, rows_per_request) = all.entry(model.model.clone()).or_default();
+                let (measured, row_seconds, rows_per_request) = all.entry(&model.model).or_default();
                 let seen = &model.measured;
                 measured.held = measured.held.saturating_add(seen.requests_held);
                 measured.serving = measured.serving.saturating_add(model.slots);
@@ -146,7 +146,7 @@ impl Fleet {
                 rows_per_request.add(seen.rows_per_request, requests.clamp(1.0, ENOUGH_REQUESTS));
             }
         }
-        let mean = |(model, (measured, row_seconds, rows_per_request)): (ModelName, (Measured, Mean, Mean))| {
+        let mean = |(model, (measured, row_seconds, rows_per_request)): (_, (Measured, Mean, Mean))| {
             let (row_seconds, rows_per_request) = (row_seconds.value(), rows_per_request.value());
             (model, Measured { row_seconds, rows_per_request, ..measured })
         };

@@ -18,5 +18,5 @@ pub mod share;
 mod shortage;
 pub mod simulation;
 
-pub use decide::{Decision, Demand, History, Lag, Scaling, decide};
+pub use decide::{Decision, Demand, History, Lag, Reason, Scaling, decide};
 pub use run::run;

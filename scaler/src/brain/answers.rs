@@ -18,7 +18,8 @@ use crate::share::{Claim, share};
 impl Brain {
     /// Why a model has what it has.
     pub fn explain(&self, model: &ModelName) -> Answer {
-        let Some(mind) = self.minds.get(model).filter(|_| self.knows(model)) else {
+        let mind = self.minds.get(model).and_then(|mind| Some((mind, mind.reason.as_ref()?)));
+        let Some((mind, reason)) = mind else {
             return Answer::Refused(format!("model `{model}` is not deployed, as far as the scaler knows"));
         };
         let mut hosts: BTreeMap<String, usize> = BTreeMap::new();
@@ -32,7 +33,7 @@ impl Brain {
             granted: mind.granted,
             placed: hosts.values().sum(),
             serving: mind.serving,
-            reason: mind.reason.clone(),
+            reason: reason.to_string(),
             trouble: mind.trouble.clone(),
             hosts: hosts.into_iter().collect(),
             changes: mind.changes.iter().cloned().collect(),
@@ -127,7 +128,7 @@ impl Brain {
 
     /// Whether it has decided on this model.
     pub fn knows(&self, model: &ModelName) -> bool {
-        self.minds.get(model).is_some_and(|mind| !mind.reason.is_empty())
+        self.minds.get(model).is_some_and(|mind| mind.reason.is_some())
     }
 
     /// Whether there is such a lease.

@@ -12,7 +12,7 @@ use super::Seen;
 use super::failures::Failures;
 use crate::arrivals::Arrivals;
 use crate::catalog::Entry;
-use crate::decide::{Demand, History, Lag, decide};
+use crate::decide::{Demand, History, Lag, Reason, decide};
 use crate::fleet::Measured;
 use crate::place::Places;
 
@@ -50,8 +50,8 @@ pub(super) struct Mind {
     /// Of these, what hosts run by their own configuration.
     pub(super) listed: usize,
     pub(super) revision: (u64, UnixMs),
-    /// Empty before the first round that knows it.
-    pub(super) reason: String,
+    /// Why so many are wanted; none before the first round that knows it.
+    pub(super) reason: Option<Reason>,
     pub(super) trouble: Option<String>,
     /// However much others gave back, it would not fit.
     pub(super) fits_nowhere: bool,
@@ -91,7 +91,7 @@ impl Mind {
             (self.wanted, self.granted, self.owed) = (0, 0, 0);
             self.history = History::default();
             self.arrivals.forget();
-            self.reason = "it is stopped".into();
+            self.reason = Some(Reason::Stopped);
             self.demand = None;
             return;
         }
@@ -127,7 +127,7 @@ impl Mind {
         };
         let decision = decide(&demand, &mut self.history, seen.now);
         self.wanted = decision.slots;
-        self.reason = decision.reason;
+        self.reason = Some(decision.reason);
         self.demand = Some(demand);
     }
 }
