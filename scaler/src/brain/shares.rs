@@ -9,7 +9,8 @@ use sluice_core::manifest::DeviceKind;
 use sluice_core::report::Report;
 
 use super::mind::Mind;
-use super::{Brain, Seen, Told, units};
+use super::placing::units;
+use super::{Brain, Seen, Told};
 use crate::catalog::Entry;
 use crate::fleet::Fleet;
 use crate::place::{Lent, Place};
