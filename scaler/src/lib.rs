@@ -18,5 +18,5 @@ pub mod share;
 mod shortage;
 pub mod simulation;
 
-pub use decide::{Decision, Demand, History, Lag, Reason, Scaling, decide};
+pub use decide::{Bound, Decision, Demand, History, Lag, Need, Reason, Scaling, Step, decide};
 pub use run::run;

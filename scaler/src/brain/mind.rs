@@ -29,7 +29,7 @@ const RESIZED: f64 = 0.2;
 pub(super) struct Mind {
     /// Where its slots are, or are on their way to.
     pub(super) places: Places,
-    /// How many these were when the round began.
+    /// How many these are; while a round decides, how many there were when it began.
     pub(super) placed: usize,
     pub(super) failures: Failures,
     pub(super) history: History,

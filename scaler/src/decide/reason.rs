@@ -23,9 +23,23 @@ pub enum Need {
     /// There is none.
     None,
     /// One slot is to find out how long one of these rows takes.
-    Unmeasured { rows: u64 },
+    Unmeasured {
+        /// Rows that wait or run.
+        rows: u64,
+    },
     /// So many slots.
-    Slots { rows: u64, row_time: Duration, arrivals: f64, within: f64, slots: usize },
+    Slots {
+        /// Rows that wait or run.
+        rows: u64,
+        /// How long one takes.
+        row_time: Duration,
+        /// Rows that arrive per second.
+        arrivals: f64,
+        /// Seconds within which the rows are to be done.
+        within: f64,
+        /// The slots that this takes.
+        slots: usize,
+    },
 }
 
 /// What the bounds make of a need.
