@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::ModelName;
 use crate::assignment::{Gate, Lease};
 use crate::clock::UnixMs;
+use crate::report::Report;
 
 /// The topic of [`Question`]s that change nothing, as JSON; the scaler that leads answers with an [`Answer`].
 pub const SCALER: &str = "scaler";
@@ -24,6 +25,8 @@ pub enum Question {
         /// What it may have.
         gate: Gate,
     },
+    /// Which hosts were heard lately and are silent now.
+    Silent,
     /// Which devices are lent.
     Leases,
     /// Lend devices.
@@ -38,7 +41,7 @@ impl Question {
     /// Where it is asked.
     pub fn topic(&self) -> &'static str {
         match self {
-            Question::Explain(_) | Question::Leases => SCALER,
+            Question::Explain(_) | Question::Silent | Question::Leases => SCALER,
             Question::Gate { .. } | Question::Acquire(_) | Question::Renew(_) | Question::Release(_) => SCALER_ORDERS,
         }
     }
@@ -69,6 +72,8 @@ pub struct LeaseRequest {
 pub enum Answer {
     /// Why a model has the slots that it has.
     Explained(Explanation),
+    /// Which hosts were heard lately and are silent now.
+    Silent(Vec<Silent>),
     /// It is done.
     Done,
     /// Which devices are lent.
@@ -77,6 +82,16 @@ pub enum Answer {
     Lease(LeaseState),
     /// It cannot be done, for this reason.
     Refused(String),
+}
+
+/// A host that was heard lately and is silent now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Silent {
+    /// What it said last.
+    #[serde(flatten)]
+    pub report: Report,
+    /// How long ago it did.
+    pub silent_seconds: u64,
 }
 
 /// How a lease stands.

@@ -10,7 +10,7 @@ use serde_json::json;
 use sluice_core::assignment::Gate;
 use sluice_core::broker::Broker;
 use sluice_core::report::Report;
-use sluice_core::scaler::Question;
+use sluice_core::scaler::{Answer, Question, Silent};
 use tokio::time::Instant;
 
 use crate::cli::{Global, Hosts, HostsCommand, Slots};
@@ -65,37 +65,57 @@ async fn until_empty(broker: &Arc<dyn Broker>, host: &str, limit: Duration) -> R
 }
 
 async fn show(broker: &Arc<dyn Broker>, json: bool) -> Result<()> {
-    let hosts = reports::Hosts::gather(broker).await?;
+    let (hosts, silent) = tokio::join!(reports::Hosts::gather(broker), silent(broker));
+    let hosts = hosts?;
+    // One may have come back while the scaler was asked.
+    let silent = silent.iter().filter(|silent| hosts.all().all(|report| report.host != silent.report.host));
     if json {
-        println!("{}", serde_json::to_string(&hosts.all().collect::<Vec<_>>())?);
+        let heard = hosts.all().map(serde_json::to_value);
+        let rows = heard.chain(silent.map(serde_json::to_value)).collect::<Result<Vec<_>, _>>()?;
+        println!("{}", serde_json::to_string(&rows)?);
         return Ok(());
     }
     let mut table = table(["HOST", "STATE", "DEVICES", "MEMORY MIB", "MODELS", "SLOTS", "BUSY", "LABELS"]);
-    let mut none = true;
     for report in hosts.all() {
-        none = false;
-        let devices = report.devices.iter().map(|device| format!("{} ({})", device.name, device.capacity));
-        let memory = report.devices.iter().map(|device| device.memory_mib.map_or("-".into(), |mib| mib.to_string()));
         let slots: usize = report.models.iter().map(|model| model.slots).sum();
         let busy: f64 = report.models.iter().map(|model| model.measured.busy * model.slots as f64).sum();
-        table.add_row([
-            plain(&report.host),
-            state(report),
-            devices.collect::<Vec<_>>().join(", "),
-            memory.collect::<Vec<_>>().join(", "),
-            report.models.iter().filter(|model| model.serving.is_some()).count().to_string(),
-            slots.to_string(),
-            if slots == 0 { "-".into() } else { format!("{:.0} %", 100.0 * busy / slots as f64) },
-            plain(
-                &report.labels.iter().map(|(label, value)| format!("{label}={value}")).collect::<Vec<_>>().join(", "),
-            ),
-        ]);
+        let busy = if slots == 0 { "-".into() } else { format!("{:.0} %", 100.0 * busy / slots as f64) };
+        let models = report.models.iter().filter(|model| model.serving.is_some()).count();
+        table.add_row(row(report, state(report), [models.to_string(), slots.to_string(), busy]));
     }
-    match none {
+    for Silent { report, silent_seconds } in silent {
+        let state = format!("silent for {}", common::short(Duration::from_secs(*silent_seconds)));
+        table.add_row(row(report, state, ["-".into(), "-".into(), "-".into()]));
+    }
+    match table.is_empty() {
         true => println!("no host reports: start `sluice-worker` with this broker and registry"),
         false => println!("{table}"),
     }
     Ok(())
+}
+
+/// Hosts that the scaler has heard lately and that say nothing now; none if no scaler answers.
+async fn silent(broker: &Arc<dyn Broker>) -> Vec<Silent> {
+    match tokio::time::timeout(reports::PATIENCE, ask(broker, &Question::Silent)).await {
+        Ok(Ok(Answer::Silent(silent))) => silent,
+        _ => Vec::new(),
+    }
+}
+
+fn row(report: &Report, state: String, [models, slots, busy]: [String; 3]) -> [String; 8] {
+    let devices = report.devices.iter().map(|device| plain(&format!("{} ({})", device.name, device.capacity)));
+    let memory = report.devices.iter().map(|device| device.memory_mib.map_or("-".into(), |mib| mib.to_string()));
+    let labels = report.labels.iter().map(|(label, value)| plain(&format!("{label}={value}")));
+    [
+        plain(&report.host),
+        state,
+        devices.collect::<Vec<_>>().join(", "),
+        memory.collect::<Vec<_>>().join(", "),
+        models,
+        slots,
+        busy,
+        labels.collect::<Vec<_>>().join(", "),
+    ]
 }
 
 fn state(report: &Report) -> String {

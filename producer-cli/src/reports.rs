@@ -11,7 +11,7 @@ use sluice_core::broker::{Broker, Signals};
 use sluice_core::report::{ModelReport, REPORT_NOW, REPORTS, Report};
 
 /// How long the first host may take to report when asked.
-const PATIENCE: Duration = Duration::from_millis(500);
+pub const PATIENCE: Duration = Duration::from_millis(500);
 /// How long all of them may take together.
 const LONGEST: Duration = Duration::from_secs(2);
 /// How long each further one may take.

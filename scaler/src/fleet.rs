@@ -7,6 +7,7 @@ use sluice_core::ModelName;
 use sluice_core::assignment::Gate;
 use sluice_core::clock::UnixMs;
 use sluice_core::report::{DeviceReport, ModelReport, Report, SIGN_OF_LIFE};
+use sluice_core::scaler::Silent;
 
 use crate::place::{Device, Host, Lent, Place};
 
@@ -105,6 +106,13 @@ impl Fleet {
     /// The newest report of each that is remembered, silent ones too, and whether it lives.
     pub fn remembered(&self, now: Duration) -> impl Iterator<Item = (&Report, bool)> {
         self.hosts.values().map(move |heard| (&heard.report, heard.lives(now)))
+    }
+
+    /// Those that were heard in the last ten minutes and do not live now, unless they said that they were about to end.
+    pub fn silent(&self, now: Duration) -> Vec<Silent> {
+        let silent = self.hosts.values().filter(|heard| !heard.lives(now) && !heard.report.draining);
+        let since = |heard: &Heard| now.saturating_sub(heard.at).as_secs();
+        silent.map(|heard| Silent { report: heard.report.clone(), silent_seconds: since(heard) }).collect()
     }
 
     /// Whether a host was heard in the last ten minutes.
@@ -255,6 +263,10 @@ mod tests {
         assert_eq!((measured.held, measured.serving, measured.row_seconds), (4, 2, Some(0.2)));
         assert_eq!(fleet.alive(seconds(7)).count(), 1, "b was heard at 2 s");
         assert_eq!(fleet.alive(seconds(9)).count(), 0);
+        fleet.hear(Report { draining: true, ..report("c", 1, 0, 0.1) }, seconds(4));
+        let silent = fleet.silent(seconds(15));
+        let silent: Vec<(&str, u64)> = silent.iter().map(|of| (of.report.host.as_str(), of.silent_seconds)).collect();
+        assert_eq!(silent, [("a", 11), ("b", 13)], "c has ended in order");
         assert_eq!(fleet.done(&model), 55, "what was done stays done");
     }
 }

@@ -277,6 +277,7 @@ impl Scaler {
                 // The first round may be still to come: whoever asks asks again.
                 Ok(Question::Explain(model)) if leads_for < FIRST_ROUND && !brain.knows(&model) => return,
                 Ok(Question::Explain(model)) => brain.explain(&model),
+                Ok(Question::Silent) => Answer::Silent(fleet.silent(now)),
                 Ok(Question::Gate { host, gate }) => {
                     info!(host, gate = gate.as_str(), "an operator sets a host's gate");
                     brain.set_gate(&host, gate, &fleet, now)

@@ -34,7 +34,7 @@ pub struct Dev {
     pub registry: Option<String>,
 }
 
-/// Show hosts: their devices, what runs there, how busy they are. Hosts that follow the scaler can be emptied and filled again.
+/// Show hosts: their devices, what runs there, how busy they are, and those that fell silent lately. Hosts that follow the scaler can be emptied and filled again.
 #[derive(Args)]
 pub struct Hosts {
     #[command(subcommand)]

@@ -203,6 +203,10 @@ pub async fn slots_of_a_host_that_dies_go_elsewhere(kind: Kind) -> Result<()> {
     until(&stack, "move", |slots| slots.len() == 1 && total(slots) == 4)?;
     // Three reports' time, the round that finds out, and the way that this test learns of it on a busy machine.
     ensure!(killed.elapsed() < Duration::from_secs(15), "{:?}", killed.elapsed());
+    let listed = json(&stack, &["hosts", "--json"])?;
+    let silent: Vec<bool> =
+        listed.as_array().into_iter().flatten().map(|host| host["silent_seconds"].is_u64()).collect();
+    ensure!(silent.iter().filter(|silent| **silent).count() == 1, "{listed}");
     load.send(50).await?;
     load.finish(&stack).await
 }
