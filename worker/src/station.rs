@@ -1,7 +1,9 @@
 //! The state of a model that is served: what was received, what waits, what runs. Nothing here waits for a broker; `serve`
 //! tells it what has happened.
 
-use std::collections::{BTreeMap, HashMap};
+mod slots;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,12 +18,12 @@ use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use crate::batcher::{Batcher, Entry, Next, Policy, Room};
-use crate::engine::{self, Blame, EngineError};
+use crate::engine::{Blame, EngineError};
 use crate::intake::{self, Rejection, Request, Ticket};
-use crate::metrics::SlotsGauge;
 use crate::reply::{Replier, Verdict};
 use crate::serve::{Serving, Tuned};
-use crate::slot::{self, Becomes, Finished, Job, Slot, Work};
+use crate::slot::{Becomes, Finished, Job, Slot, Work};
+use slots::Slots;
 
 /// How many batches' worth of requests each slot may hold: one runs, one is prepared, one is on its way.
 const BATCHES_PER_SLOT: usize = 3;
@@ -34,11 +36,7 @@ const MOST_CREDIT: usize = 4096;
 pub struct Station {
     serving: Serving,
     replier: Arc<Replier>,
-    /// By numbers that are used once.
-    slots: BTreeMap<usize, Place>,
-    next_slot: usize,
-    finished: mpsc::UnboundedSender<Finished>,
-    slots_gauge: SlotsGauge,
+    slots: Slots,
     batcher: Batcher<Request>,
     /// What slots run now or next, by batch.
     running: HashMap<u64, Running>,
@@ -50,15 +48,6 @@ pub struct Station {
     seconds_per_row: f64,
     /// Set when the process must not go on.
     pub fault: Option<String>,
-}
-
-/// A slot, and what it has.
-struct Place {
-    slot: Slot,
-    /// Batches: one that runs, one that is next.
-    load: u8,
-    /// It gets no more, and ends once it is idle.
-    leaving: bool,
 }
 
 struct Running {
@@ -76,15 +65,10 @@ impl Station {
             max_delay: manifest.batching.max_delay,
             row_time: Duration::ZERO,
         };
-        let mut slots_gauge = serving.metrics.slots();
-        slots_gauge.set(0, slots.len(), 0);
         Self {
             replier: serving.replier(),
-            slots_gauge,
+            slots: Slots::new(slots, finished, serving.metrics.slots()),
             serving,
-            next_slot: slots.len(),
-            slots: slots.into_iter().map(|slot| Place { slot, load: 0, leaving: false }).enumerate().collect(),
-            finished,
             batcher: Batcher::new(policy),
             running: HashMap::new(),
             next_batch: 0,
@@ -103,48 +87,13 @@ impl Station {
         self.batcher.set_limits(package.manifest.batching.max_rows, package.manifest.batching.max_delay);
         self.serving.package = package;
         self.replier = self.serving.replier();
-        self.resize(count)
-    }
-
-    /// More slots at once; fewer as they become idle, the idlest first. One at least is left: without any there is no model.
-    fn resize(&mut self, count: usize) -> Result<()> {
-        let staying = self.slots.values().filter(|place| !place.leaving).count();
-        for _ in count.max(1)..staying {
-            let idlest = self.slots.values_mut().filter(|place| !place.leaving).min_by_key(|place| place.load);
-            if let Some(place) = idlest {
-                place.leaving = true;
-            }
-        }
-        let mut missing = count.saturating_sub(staying);
-        // One that was to leave and has not is there already.
-        for place in self.slots.values_mut().filter(|place| place.leaving).take(missing) {
-            place.leaving = false;
-            missing -= 1;
-        }
-        for _ in 0..missing {
-            let Some(model) = self.slots.values().next().map(|place| place.slot.model()) else { break };
-            let slot = slot::start(&self.serving.package, model, self.next_slot, &self.finished)?;
-            self.slots.insert(self.next_slot, Place { slot, load: 0, leaving: false });
-            self.next_slot += 1;
-        }
         self.serving.count = count;
-        self.let_leave();
-        self.note_slots();
-        Ok(())
-    }
-
-    /// Ends slots that are to leave and have nothing left.
-    fn let_leave(&mut self) {
-        self.slots.retain(|_, place| !(place.leaving && place.load == 0));
+        self.slots.resize(&self.serving.package, count)
     }
 
     /// Ends the slots, which are idle, and waits until the model is unloaded.
     pub async fn unload(self) {
-        let threads: Vec<_> = self.slots.into_values().map(|place| place.slot.end()).collect();
-        // A panic in a slot was answered as a failure of its batch.
-        let joined = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| _ = thread.join()));
-        _ = joined.await;
-        engine::release_memory();
+        self.slots.unload().await;
     }
 
     pub fn model(&self) -> &str {
@@ -157,8 +106,7 @@ impl Station {
 
     /// Requests that slots can soon use.
     pub fn credit(&self) -> usize {
-        let slots = self.slots.values().filter(|place| !place.leaving).count();
-        let rows = BATCHES_PER_SLOT * slots * self.serving.package.manifest.batching.max_rows;
+        let rows = BATCHES_PER_SLOT * self.slots.staying() * self.serving.package.manifest.batching.max_rows;
         ((rows as f64 / self.rows_per_request.unwrap_or(1.0)).ceil() as usize).clamp(LEAST_CREDIT, MOST_CREDIT)
     }
 
@@ -219,23 +167,14 @@ impl Station {
         if !expired.is_empty() {
             self.conclude(expired.into_iter().map(|request| (request.ticket, Verdict::ExpiredInBatch)).collect());
         }
-        loop {
-            let places = self.slots.iter().filter(|(_, place)| !place.leaving);
-            let Some((slot, load)) = places.map(|(slot, place)| (*slot, place.load)).min_by_key(|(_, load)| *load)
-            else {
-                return Ok(None);
-            };
-            let room = match load {
-                0 => Room::IdleSlot,
-                1 => Room::NextBatch,
-                _ => return Ok(None),
-            };
+        while let Some((slot, room)) = self.slots.free() {
             match self.batcher.next(room, now) {
                 Next::Run(requests) => self.start(slot, room, requests, now)?,
                 Next::At(wake) => return Ok(Some(wake)),
                 Next::Nothing => return Ok(None),
             }
         }
+        Ok(None)
     }
 
     fn start(&mut self, slot: usize, room: Room, requests: Vec<Request>, now: Instant) -> Result<()> {
@@ -259,23 +198,12 @@ impl Station {
         }
         self.running.insert(batch, Running { slot, tickets, rows });
         let work = Work { batch, package: Arc::clone(&self.serving.package), jobs, gathered: None };
-        let place = self.slots.get_mut(&slot).context("a batch was cut for a slot that is not there")?;
-        place.load += 1;
-        match room {
-            Room::IdleSlot => place.slot.run(work)?,
-            Room::NextBatch => place.slot.prepare(work),
-        }
-        self.note_slots();
-        Ok(())
+        self.slots.give(slot, room, work)
     }
 
     pub fn finish(&mut self, done: Finished) {
         let Finished { slot, batch, answers, executions, took } = done;
-        if let Some(place) = self.slots.get_mut(&slot) {
-            place.load = place.load.saturating_sub(1);
-        }
-        self.let_leave();
-        self.note_slots();
+        self.slots.done(slot);
         let Some(Running { tickets, rows, .. }) = self.running.remove(&batch) else { return };
         let metrics = &self.serving.metrics;
         metrics.compute_seconds.observe(took.as_secs_f64());
@@ -339,8 +267,7 @@ impl Station {
     /// has to end; the requests that it ran are charged an attempt.
     pub fn watch(&mut self) {
         let limit = self.serving.package.manifest.limits.batch_time;
-        let hung = self.slots.iter().find(|(_, place)| place.slot.running_for().is_some_and(|time| time > limit));
-        let Some(slot) = hung.map(|(slot, _)| *slot) else { return };
+        let Some(slot) = self.slots.hung(limit) else { return };
         let reason = format!("an execution of model `{}` has not ended within {limit:?}", self.model());
         let oldest = self.running.iter().filter(|(_, running)| running.slot == slot).map(|(batch, _)| *batch).min();
         if let Some(running) = oldest.and_then(|batch| self.running.remove(&batch)) {
@@ -356,10 +283,5 @@ impl Station {
             }
         }
         self.fault = Some(reason);
-    }
-
-    fn note_slots(&mut self) {
-        let busy = self.slots.values().filter(|place| place.load > 0).count();
-        self.slots_gauge.set(0, self.slots.len() - busy, busy);
     }
 }

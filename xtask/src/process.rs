@@ -1,6 +1,7 @@
 //! Child processes with their logs in files, stopped when dropped; and loopback ports for them.
 
 use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -113,14 +114,29 @@ pub fn free_port() -> Result<u16> {
 
 /// Waits until something accepts connections on a loopback port.
 pub fn wait_for_port(service: &mut Service, port: u16, limit: Duration) -> Result<()> {
+    wait_for_answer(service, port, b"", limit)
+}
+
+/// Waits until something accepts connections on a loopback port and says something to whoever says this; nothing need be said.
+pub fn wait_for_answer(service: &mut Service, port: u16, greeting: &[u8], limit: Duration) -> Result<()> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let patience = Duration::from_secs(1);
+    let answers = || -> std::io::Result<()> {
+        let mut stream = TcpStream::connect_timeout(&address, patience)?;
+        if greeting.is_empty() {
+            return Ok(());
+        }
+        stream.set_read_timeout(Some(patience))?;
+        stream.write_all(greeting)?;
+        stream.read_exact(&mut [0])
+    };
     let deadline = Instant::now() + limit;
-    while TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_err() {
+    while answers().is_err() {
         if let Some(status) = service.ended() {
             bail!("{} ended ({status}); its log:\n{}", service.name, tail(&service.log()));
         }
         if Instant::now() > deadline {
-            bail!("{} does not accept connections on {address}; its log:\n{}", service.name, tail(&service.log()));
+            bail!("{} does not answer on {address}; its log:\n{}", service.name, tail(&service.log()));
         }
         std::thread::sleep(Duration::from_millis(5));
     }

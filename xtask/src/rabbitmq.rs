@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::http;
-use crate::process::{Service, free_port, wait_for_port};
+use crate::process::{Service, free_port, wait_for_answer, wait_for_port};
 
 /// An Erlang machine takes its time.
 const START: Duration = Duration::from_secs(90);
@@ -132,7 +132,9 @@ impl RabbitServer {
             .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", arguments);
         let mut service = Service::start("rabbitmq", &mut command, &self.folder)?;
         // The management API comes up before the queues can be reached, or after: both are needed.
-        wait_for_port(&mut service, *amqp, START)?;
+        // On a busy machine the first connection takes long: clients that wait for seconds only are not to make it. (With TLS, they are.)
+        let greeting: &[u8] = if self.is_production() { b"" } else { b"AMQP\0\0\x09\x01" };
+        wait_for_answer(&mut service, *amqp, greeting, START)?;
         wait_for_port(&mut service, *management, START)?;
         self.service = Some(service);
         Ok(())
