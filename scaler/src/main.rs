@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use sluice_scaler::config::Config;
-use sluice_scaler::record;
+use sluice_scaler::record::{self, Recorder};
 use sluice_service::config::Choice;
 use sluice_service::{shutdown, telemetry};
 
@@ -25,6 +25,9 @@ struct Arguments {
     /// Append what every decision rests on to a file, as JSON Lines
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
+    /// What the file may have in MiB: it then becomes FILE.1, in place of the one before
+    #[arg(long, value_name = "MIB", default_value_t = 1024, requires = "record", value_parser = clap::value_parser!(u64).range(1..))]
+    record_limit: u64,
 }
 
 #[derive(Subcommand)]
@@ -56,9 +59,11 @@ fn main() -> Result<()> {
         return options.run();
     }
     let Some(config) = arguments.config.load(Config::check)? else { return Ok(()) };
+    let limit = arguments.record_limit.saturating_mul(1 << 20);
+    let record = arguments.record.map(|path| Recorder::open(path, limit)).transpose()?;
     telemetry::start(&config.scaler.log, config.scaler.log_format)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async { sluice_scaler::run(config, arguments.record, shutdown::on_signal()?, |_| ()).await })
+    runtime.block_on(async { sluice_scaler::run(config, record, shutdown::on_signal()?, |_| ()).await })
 }
 
 impl Replay {

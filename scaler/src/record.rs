@@ -1,5 +1,7 @@
 //! What decisions rested on, written down line by line, and what would have been decided with other settings.
 
+mod recorder;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
 use std::time::Duration;
@@ -11,6 +13,7 @@ use sluice_core::broker::Reading;
 use sluice_core::clock::UnixMs;
 
 use crate::decide::{Demand, History, Lag, Scaling, decide};
+pub use recorder::Recorder;
 
 /// What one decision about one model rested on, and what came of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -166,14 +169,6 @@ pub fn write(to: &mut impl Write, line: &Line) -> Result<()> {
     Ok(to.write_all(b"\n")?)
 }
 
-/// Appends lines, so that they are there to be read.
-pub fn write_all(to: &mut impl Write, lines: impl Iterator<Item = Line>) -> Result<()> {
-    for line in lines {
-        write(to, &line)?;
-    }
-    Ok(to.flush()?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,5 +214,33 @@ mod tests {
         assert!(
             replay(&b"{}\n"[..], |scaling| Ok(scaling.clone())).expect_err("refused").to_string().contains("line 1")
         );
+    }
+
+    #[test]
+    fn a_record_takes_no_more_than_two_files_and_goes_on_where_it_ended() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("decisions.jsonl");
+        let demand = Demand {
+            scaling: Scaling::default(),
+            lag: Reading::Known(Lag { waiting: 1, in_flight: 0 }),
+            arrivals: 0.0,
+            row_time: None,
+            cold_start: Duration::ZERO,
+            slots: 0,
+        };
+        let line = |at| Line::new(at, &"m".parse().expect("a name"), &demand, 1);
+        let mut text = Vec::new();
+        write(&mut text, &line(0)).expect("written");
+        let limit = text.len() as u64 * 5 / 2;
+        for at in 0..8 {
+            // Begun anew each time: what is there already counts.
+            let mut recorder = Recorder::open(path.clone(), limit).expect("opened");
+            recorder.write([line(at)].into_iter()).expect("written");
+        }
+        let times = |name: &str| -> Vec<UnixMs> {
+            let text = std::fs::read_to_string(folder.path().join(name)).expect("a file");
+            text.lines().map(|line| serde_json::from_str::<Line>(line).expect("a line").at).collect()
+        };
+        assert_eq!((times("decisions.jsonl.1"), times("decisions.jsonl")), (vec![3, 4, 5], vec![6, 7]));
     }
 }

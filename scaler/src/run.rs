@@ -1,9 +1,6 @@
 //! The whole scaler: connect, listen to hosts, follow the registry; and while it leads, decide and tell.
 
-use std::fs::File;
-use std::io::BufWriter;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -28,7 +25,7 @@ use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::metrics::Metrics;
 use crate::queues::Queues;
-use crate::record::{self, Line};
+use crate::record::{Line, Recorder};
 use crate::shortage::Shortage;
 
 /// The office that one scaler holds.
@@ -49,7 +46,7 @@ struct Scaler {
     metrics: Metrics,
     /// The moment from which decisions count time.
     began: Instant,
-    record: Option<BufWriter<File>>,
+    record: Option<Recorder>,
     queues: Queues,
     shortage: Shortage,
     /// When it took the lead last.
@@ -59,7 +56,7 @@ struct Scaler {
 /// Runs until `stop`. `listening` is told the admin port's address. What decisions rest on is written to `record`.
 pub async fn run(
     config: Config,
-    record: Option<PathBuf>,
+    record: Option<Recorder>,
     stop: CancellationToken,
     listening: impl FnOnce(SocketAddr),
 ) -> Result<()> {
@@ -72,13 +69,6 @@ pub async fn run(
         .await
         .context("`scaler.admin` (or SLUICE_SCALER__ADMIN) names the address: :0 takes any free port")?;
     listening(address);
-    let record = match &record {
-        Some(path) => {
-            let file = File::options().create(true).append(true).open(path);
-            Some(BufWriter::new(file.with_context(|| format!("cannot write the record `{}`", path.display()))?))
-        }
-        None => None,
-    };
 
     let mut options = config.broker.clone();
     options.patience = Patience::Wait;
@@ -242,7 +232,7 @@ impl Scaler {
             let lines =
                 brain.models().filter_map(|model| Some(Line::new(clock, model.name, model.demand?, model.wanted)));
             // A full disk is no reason to leave the models alone.
-            if let Err(error) = record::write_all(record, lines) {
+            if let Err(error) = record.write(lines) {
                 warn!(%error, "the record cannot be written, and ends here");
                 self.record = None;
             }
