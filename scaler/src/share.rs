@@ -77,7 +77,7 @@ pub fn share(capacity: usize, groups: &[Group], claims: &[Claim]) -> Vec<Granted
     starved.sort_by_key(|claim| (Reverse(claims[*claim].waited), *claim));
     for claim in starved {
         if given[claim] == 0 && claims[claim].units <= left {
-            tree.give_to(claim, claims, &mut given, &mut left);
+            tree.give_to(claim, levels(&claims[claim]), claims, &mut given, &mut left);
         }
     }
     let owed = given.clone();
@@ -102,8 +102,6 @@ struct Node {
     ready: BinaryHeap<Reverse<(u64, usize)>>,
     /// Its own claims that may still want something: by priority, then those with least, then those that have it already.
     claims: BinaryHeap<Reverse<Rank>>,
-    /// Where each claim of this node or below is found: the child, if it is not its own.
-    places: BTreeMap<usize, Option<usize>>,
 }
 
 /// The lower, the earlier: the priority turned round, slots given, whether it has fewer by now, how long it has not waited, which.
@@ -114,6 +112,11 @@ fn rank(claim: usize, claims: &[Claim], given: &[usize]) -> Rank {
     (Reverse(priority), given[claim], given[claim] >= has, Reverse(waited), claim)
 }
 
+/// The way from the root to a claim's node: a group's own claims stand beside its groups, as one more of weight 1.
+fn levels(claim: &Claim) -> impl Iterator<Item = &str> {
+    claim.group.split('/').chain([""])
+}
+
 impl Node {
     fn root(groups: &[Group], claims: &[Claim]) -> Self {
         let mut root = Node { weight: 1.0, ..Node::default() };
@@ -121,14 +124,13 @@ impl Node {
         let none = vec![0; claims.len()];
         for (index, claim) in claims.iter().enumerate() {
             let mut node = &mut root;
-            let mut path = String::new();
-            // A group's own claims stand beside its groups, as one more of weight 1.
-            for level in claim.group.split('/').chain([""]) {
-                path = if path.is_empty() { level.to_owned() } else { format!("{path}/{level}") };
+            let mut end = 0;
+            for level in levels(claim) {
+                end += level.len();
                 let next = match node.names.get(level) {
                     Some(next) => *next,
                     None => {
-                        let group = known.get(path.as_str());
+                        let group = claim.group.get(..end).and_then(|path| known.get(path));
                         node.children.push(Node {
                             weight: group.map_or(1.0, |group| group.weight.max(1e-6)),
                             minimum: group.map_or(0, |group| group.minimum),
@@ -140,10 +142,9 @@ impl Node {
                         next
                     }
                 };
-                node.places.insert(index, Some(next));
                 node = &mut node.children[next];
+                end += 1;
             }
-            node.places.insert(index, None);
             node.claims.push(Reverse(rank(index, claims, &none)));
         }
         root
@@ -170,12 +171,19 @@ impl Node {
     }
 
     /// One slot to a claim of this node or below.
-    fn give_to(&mut self, claim: usize, claims: &[Claim], given: &mut [usize], left: &mut usize) {
+    fn give_to<'c>(
+        &mut self,
+        claim: usize,
+        mut levels: impl Iterator<Item = &'c str>,
+        claims: &[Claim],
+        given: &mut [usize],
+        left: &mut usize,
+    ) {
         let units = claims[claim].units;
         self.units += units;
-        match self.places.get(&claim).copied().flatten() {
+        match levels.next().and_then(|level| self.names.get(level)) {
             Some(child) => {
-                self.children[child].give_to(claim, claims, given, left);
+                self.children[*child].give_to(claim, levels, claims, given, left);
                 self.reorder();
             }
             None => {
