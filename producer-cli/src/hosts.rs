@@ -1,5 +1,6 @@
 //! `sluice hosts` and `sluice slots`: what hosts say of themselves, and what an operator lets them have.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,15 +54,31 @@ async fn until_empty(broker: &Arc<dyn Broker>, host: &str, limit: Duration) -> R
     let deadline = Instant::now() + limit;
     let mut hosts = reports::Hosts::ask(broker).await?;
     loop {
-        let left = hosts.all().find(|report| report.host == host).map(|report| report.models.len());
-        if left == Some(0) {
-            return Ok(left);
+        let left = hosts.all().find(|report| report.host == host).map(|report| (report.models.len(), leases(report)));
+        if left.as_ref().is_some_and(|(models, leases)| *models == 0 && leases.is_empty()) {
+            return Ok(Some(0));
         }
         if tokio::time::timeout_at(deadline, hosts.next()).await.is_err() {
-            let left = left.map_or("it does not report".into(), |left| format!("{left} models still run there"));
+            let left = match left {
+                None => "it does not report".into(),
+                Some((0, leases)) => leases_in_words(&leases),
+                Some((models, leases)) if leases.is_empty() => format!("{models} models still run there"),
+                Some((models, leases)) => format!("{models} models still run there; {}", leases_in_words(&leases)),
+            };
             bail!("host `{host}` is not empty after {}: {left}; it goes on draining", common::short(limit));
         }
     }
+}
+
+/// The names of the leases under which its devices are lent.
+fn leases(report: &Report) -> BTreeSet<String> {
+    let leases = report.assignment.iter().flat_map(|assignment| &assignment.leases);
+    leases.map(|lease| plain(&lease.id)).collect()
+}
+
+fn leases_in_words(leases: &BTreeSet<String>) -> String {
+    let names: Vec<String> = leases.iter().map(|lease| format!("`{lease}`")).collect();
+    format!("other work has devices under lease {}, which `sluice lease release` ends", names.join(", "))
 }
 
 async fn show(broker: &Arc<dyn Broker>, json: bool) -> Result<()> {

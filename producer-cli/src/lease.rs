@@ -86,9 +86,9 @@ async fn hold(broker: &Arc<dyn Broker>, options: Acquire, json: bool) -> Result<
         group: options.group.clone(),
         // Of its own, so that a second one is not taken for the first that asks again.
         holder: format!("{} (process {})", common::whoami(), std::process::id()),
-        until: options.time.map(|time| unix_ms() + time.as_millis() as u64),
+        until: None,
     };
-    let holding = Holding::new(Arc::clone(broker), request);
+    let holding = Holding::new(Arc::clone(broker), request, options.time);
     let mut work = Box::pin(work_under(&holding, &options, json));
     let mut count = 0;
     let done = loop {

@@ -25,7 +25,7 @@ struct Arguments {
     /// Append what every decision rests on to a file, as JSON Lines
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
-    /// What the file may have in MiB: it then becomes FILE.1, in place of the one before
+    /// The largest size of the record; a full file is renamed to FILE.1, in place of the one before
     #[arg(long, value_name = "MIB", default_value_t = 1024, requires = "record", value_parser = clap::value_parser!(u64).range(1..))]
     record_limit: u64,
 }

@@ -54,11 +54,11 @@ pub enum HostsCommand {
         /// The host
         host: String,
     },
-    /// Take everything off a host, and keep it free
+    /// Take all slots off a host, and keep it free of them; leases go on until they are released
     Drain {
         /// The host
         host: String,
-        /// Wait until nothing runs there
+        /// Wait until nothing runs there, and nothing of it is lent
         #[arg(long)]
         wait: bool,
         /// How long to wait
@@ -172,13 +172,13 @@ pub struct Acquire {
     /// Only of this host
     #[arg(long, value_name = "HOST")]
     pub host: Option<String>,
-    /// What kind of device, whatever there is
+    /// What kind of device; if not given, GPUs if any host that may be used has one, else processors
     #[arg(long, value_enum)]
     pub kind: Option<Kind>,
     /// Whose share it counts to
     #[arg(long, default_value = "default", value_parser = group, value_name = "GROUP")]
     pub group: String,
-    /// When it ends by itself, such as 2h
+    /// When it ends by itself, such as 2h; counted from when the devices are lent
     #[arg(long = "for", value_parser = some_time, value_name = "TIME")]
     pub time: Option<Duration>,
     /// Wait until devices can be lent

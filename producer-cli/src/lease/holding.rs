@@ -30,6 +30,8 @@ const GRACE: Duration = Duration::from_secs(3);
 pub struct Holding {
     broker: Arc<dyn Broker>,
     request: LeaseRequest,
+    /// How long it lasts, from when the devices are lent.
+    time: Option<Duration>,
     /// Whether there is something to give back: the name may be somebody else's.
     lent: Cell<bool>,
     /// Somebody wants the command to end.
@@ -39,9 +41,9 @@ pub struct Holding {
 }
 
 impl Holding {
-    pub fn new(broker: Arc<dyn Broker>, request: LeaseRequest) -> Self {
+    pub fn new(broker: Arc<dyn Broker>, request: LeaseRequest, time: Option<Duration>) -> Self {
         let (stop, hurry) = (CancellationToken::new(), CancellationToken::new());
-        Self { broker, request, lent: Cell::new(false), stop, hurry }
+        Self { broker, request, time, lent: Cell::new(false), stop, hurry }
     }
 
     /// Whether there is something to give back.
@@ -54,7 +56,10 @@ impl Holding {
     pub async fn wait_for_devices(&self, patient: bool) -> Result<Option<LeaseState>> {
         let mut said = String::new();
         loop {
-            let answer = ask(&self.broker, &Question::Acquire(self.request.clone())).await;
+            // What is waited for in vain does not count; once the devices are lent, the first word on its end holds.
+            let until = self.time.map(|time| unix_ms() + time.as_millis() as u64);
+            let request = LeaseRequest { until, ..self.request.clone() };
+            let answer = ask(&self.broker, &Question::Acquire(request)).await;
             if matches!(answer, Ok(Answer::Lease(_))) {
                 self.lent.set(true);
             }

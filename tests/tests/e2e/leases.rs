@@ -71,17 +71,15 @@ pub async fn devices_are_lent_for_a_command_and_reclaimed(kind: Kind) -> Result<
     ensure!(stack.cli(&["lease", "release", "train"])?.status.success());
     lease.wait_for_line("saved", SOON)?;
     ensure!(lease.wait(SOON)?.code() == Some(1));
-    // Without a scaler nobody takes anything away. RabbitMQ does not tell that from being cut off.
-    if kind == Kind::Nats {
-        let script = "echo $SLUICE_LEASE begun; sleep 16; exit 7";
-        let mut command = acquire(&stack, &["--name", "train", "--", "sh", "-c", script])?;
-        let mut lease = Service::start("lease-alone", &mut command, stack.folder())?;
-        lease.wait_for_line("train begun", SOON)?;
-        scaler.kill();
-        ensure!(lease.wait(Duration::from_secs(60))?.code() == Some(7), "{}", lease.log());
-        scaler = stack.scaler(groups)?;
-        scaler.wait_for_line("leading", SOON)?;
-    }
+    // Without a scaler nobody takes anything away.
+    let script = "echo $SLUICE_LEASE begun; sleep 16; exit 7";
+    let mut command = acquire(&stack, &["--name", "train", "--", "sh", "-c", script])?;
+    let mut lease = Service::start("lease-alone", &mut command, stack.folder())?;
+    lease.wait_for_line("train begun", SOON)?;
+    scaler.kill();
+    ensure!(lease.wait(Duration::from_secs(60))?.code() == Some(7), "{}", lease.log());
+    scaler = stack.scaler(groups)?;
+    scaler.wait_for_line("leading", SOON)?;
     // A holder that dies loses its lease.
     let mut command = acquire(&stack, &[])?;
     let mut lease = Service::start("lease-3", &mut command, stack.folder())?;
