@@ -78,7 +78,7 @@ fn leases(report: &Report) -> BTreeSet<String> {
 
 fn leases_in_words(leases: &BTreeSet<String>) -> String {
     let names: Vec<String> = leases.iter().map(|lease| format!("`{lease}`")).collect();
-    format!("other work has devices under lease {}, which `sluice lease release` ends", names.join(", "))
+    format!("other work has devices under lease {}, which ends soon", names.join(", "))
 }
 
 async fn show(broker: &Arc<dyn Broker>, json: bool) -> Result<()> {

@@ -22,7 +22,7 @@ use crate::assign::Wanted;
 use crate::catalog::Entry;
 use crate::decide::Demand;
 use crate::fleet::{self, Fleet};
-use crate::lease::{GRACE, Leases};
+use crate::lease::Leases;
 use crate::place::{Place, Unplaced, place};
 use crate::share::{Claim, Group};
 use mind::Mind;
@@ -146,10 +146,14 @@ impl Brain {
         round.unplaced =
             placed.unplaced.into_iter().map(|(want, unplaced)| (wants[want].model.clone(), unplaced)).collect();
         for (id, share) in leases {
-            let reason =
-                format!("others need its devices, and its group has no share for them; they are taken in {GRACE:?}");
-            let needed = share.short || placed.in_the_way.contains(&id);
-            self.leases.is_needed(&id, needed, &reason, now);
+            let reason = match self.is_drained(&id) {
+                true => Some("a host of its devices is drained"),
+                false if share.short || placed.in_the_way.contains(&id) => {
+                    Some("others need its devices, and its group has no share for them")
+                }
+                false => None,
+            };
+            self.leases.is_needed(&id, reason, now);
         }
         self.note_changes(seen, &mut round);
         round.wanted = self.wanted(&told);
@@ -187,6 +191,12 @@ impl Brain {
             }
         }
         told.iter().map(|(report, _)| report.host.clone()).zip(wanted).collect()
+    }
+
+    /// Whether an operator wants everything off a host that a lease has devices of.
+    fn is_drained(&self, lease: &str) -> bool {
+        let mut hosts = self.leases.get(lease).into_iter().flat_map(|held| held.devices.keys());
+        hosts.any(|(host, _)| self.gate(host) == Gate::Drained)
     }
 
     fn gate(&self, host: &str) -> Gate {

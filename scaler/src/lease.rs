@@ -90,11 +90,13 @@ impl Leases {
         self.0.remove(id).is_some()
     }
 
-    /// Whether others need its devices now. Once they have for long enough, its holder is told.
-    pub fn is_needed(&mut self, id: &str, needed: bool, reason: &str, now: Duration) {
+    /// Why its devices are needed now, if they are. Once they have been for long enough, its holder is told.
+    pub fn is_needed(&mut self, id: &str, reason: Option<&str>, now: Duration) {
         let Some(held) = self.0.get_mut(id) else { return };
-        held.short_since = if needed { held.short_since.or(Some(now)) } else { None };
-        if held.short_since.is_some_and(|since| now.saturating_sub(since) >= SHORT_FOR) {
+        held.short_since = reason.and(held.short_since.or(Some(now)));
+        if let (Some(since), Some(reason)) = (held.short_since, reason)
+            && now.saturating_sub(since) >= SHORT_FOR
+        {
             held.ending.get_or_insert_with(|| (now + GRACE, reason.to_owned()));
         }
     }
@@ -167,7 +169,7 @@ mod tests {
             leases.renew("needed", now);
             // A short shortage does no harm; the second one lasts.
             let needed = (10..12).contains(&second) || second >= 15;
-            leases.is_needed("needed", needed, "others need it", now);
+            leases.is_needed("needed", needed.then_some("others need it"), now);
             gone.extend(leases.tick(second * 1000, now).into_iter().map(|(id, reason)| (second, id, reason)));
         }
         let gone: Vec<(u64, &str, &str)> = gone.iter().map(|(at, id, why)| (*at, id.as_str(), why.as_str())).collect();

@@ -54,7 +54,7 @@ pub enum HostsCommand {
         /// The host
         host: String,
     },
-    /// Take all slots off a host, and keep it free of them; leases go on until they are released
+    /// Take everything off a host, and keep it free; holders of its devices are told, and have half a minute
     Drain {
         /// The host
         host: String,

@@ -72,6 +72,8 @@ impl Brain {
                     Gate::Open => device.capacity,
                     // What is free there is of use to nobody.
                     Gate::Cordoned => self.used(seen, report, &device.name).min(device.capacity),
+                    // A lease has it until it ends.
+                    Gate::Drained if self.is_lent(report, &device.name) => device.capacity,
                     Gate::Drained => 0,
                 };
                 capacity = capacity.saturating_add(units);
@@ -81,12 +83,16 @@ impl Brain {
         (capacity, largest)
     }
 
+    fn is_lent(&self, report: &Report, device: &str) -> bool {
+        self.leases.places().contains(&(report.host.clone(), device.to_owned()))
+    }
+
     /// Units that are taken of a device.
     fn used(&self, seen: &Seen, report: &Report, device: &str) -> usize {
-        let place = (report.host.clone(), device.to_owned());
-        if self.leases.places().contains(&place) {
+        if self.is_lent(report, device) {
             return usize::MAX;
         }
+        let place = (report.host.clone(), device.to_owned());
         let used = |(entry, mind): (&Arc<Entry>, &Mind)| Some(units(entry).saturating_mul(*mind.places.get(&place)?));
         seen.models.values().zip(self.minds.values()).filter_map(used).fold(0, usize::saturating_add)
     }

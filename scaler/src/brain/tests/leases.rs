@@ -96,6 +96,25 @@ fn a_lease_that_a_guaranteed_minimum_covers_does_not() {
 }
 
 #[test]
+fn draining_a_host_ends_the_leases_of_its_devices_and_no_other() {
+    let mut world = World::new(&[("a", 2), ("b", 2)], Vec::new());
+    world.round();
+    for (id, host) in [("one", "a"), ("two", "b")] {
+        assert!(matches!(world.acquire(&LeaseRequest { host: Some(host.into()), ..request(id) }), Answer::Lease(_)));
+    }
+    world.round();
+    assert!(matches!(world.brain.set_gate("a", Gate::Drained, &world.fleet, world.now), Answer::Done));
+    let mut ended = Vec::new();
+    for _ in 0..100 {
+        world.brain.renew("one", &world.fleet, world.now);
+        world.brain.renew("two", &world.fleet, world.now);
+        ended.extend(world.round().ended);
+    }
+    let [(id, reason)] = &ended[..] else { panic!("{ended:?}") };
+    assert!(id == "one" && reason.contains("drained"), "{reason}");
+}
+
+#[test]
 fn a_gate_is_kept_while_its_host_is_silent_and_forgotten_with_it() {
     let mut world = World::new(&[("a", 2), ("b", 2)], Vec::new());
     world.deploy("m", "min_slots = 4");
