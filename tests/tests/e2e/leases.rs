@@ -129,6 +129,37 @@ pub async fn a_lease_ends_with_all_that_its_command_started(kind: Kind) -> Resul
     Ok(())
 }
 
+pub async fn a_lease_lasts_from_when_it_is_lent_until_its_host_is_drained(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
+    let mut scaler = stack.scaler("")?;
+    scaler.wait_for_line("leading", SOON)?;
+    let _host = stack.host(1)?;
+    let start = |name: &str, more: &[&str]| -> Result<Service> {
+        let mut command = acquire(&stack, &[&["--name", name], more].concat())?;
+        Service::start(&format!("lease-{name}"), &mut command, stack.folder())
+    };
+    // The second waits for longer than it lasts.
+    let mut first = start("first", &["--", "sh", "-c", "echo begun; sleep 4"])?;
+    first.wait_for_line("begun", SOON)?;
+    let mut second = start("second", &["--for", "2s", "--", "sh", "-c", "sleep 1; exit 4"])?;
+    second.wait_for_line("waiting", SOON)?;
+    ensure!(first.wait(SOON)?.success(), "{}", first.log());
+    ensure!(second.wait(SOON)?.code() == Some(4), "{}", second.log());
+
+    let script = "trap 'echo saved; exit 5' TERM; echo begun; while :; do sleep 0.1; done";
+    let mut third = start("third", &["--", "sh", "-c", script])?;
+    third.wait_for_line("begun", SOON)?;
+    let host = json(&stack, &["hosts", "--json"])?[0]["host"].as_str().context("a host")?.to_owned();
+    let in_use = stack.cli(&["hosts", "drain", &host, "--wait", "--wait-time", "1s"])?;
+    let said = String::from_utf8_lossy(&in_use.stderr);
+    ensure!(!in_use.status.success() && said.contains("lease `third`"), "{said}");
+    let drained = stack.cli(&["hosts", "drain", &host, "--wait"])?;
+    ensure!(drained.status.success(), "{}", String::from_utf8_lossy(&drained.stderr));
+    ensure!(third.wait(SOON)?.code() == Some(5), "{}", third.log());
+    ensure!(third.log().contains("drained") && third.log().contains("saved"), "{}", third.log());
+    Ok(())
+}
+
 /// Ended, and not waited for: whose child it has become may not care.
 fn is_zombie(id: i32) -> bool {
     std::fs::read_to_string(format!("/proc/{id}/stat")).is_ok_and(|stat| stat.contains(") Z "))

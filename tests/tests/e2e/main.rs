@@ -68,6 +68,7 @@ on_each_broker! {
     leases:
         devices_are_lent_for_a_command_and_reclaimed,
         a_lease_ends_with_all_that_its_command_started,
+        a_lease_lasts_from_when_it_is_lent_until_its_host_is_drained,
         a_holder_that_is_cut_off_ends_its_command;
     files:
         digits_from_a_file_are_recognised_in_order,
