@@ -138,10 +138,10 @@ pub async fn a_lease_lasts_from_when_it_is_lent_until_its_host_is_drained(kind: 
         let mut command = acquire(&stack, &[&["--name", name], more].concat())?;
         Service::start(&format!("lease-{name}"), &mut command, stack.folder())
     };
-    // The second waits for longer than it lasts.
-    let mut first = start("first", &["--", "sh", "-c", "echo begun; sleep 4"])?;
+    // The second waits for longer than it lasts, and then lasts for longer than a holder takes to hear that it has ended.
+    let mut first = start("first", &["--", "sh", "-c", "echo begun; sleep 9"])?;
     first.wait_for_line("begun", SOON)?;
-    let mut second = start("second", &["--for", "2s", "--", "sh", "-c", "sleep 1; exit 4"])?;
+    let mut second = start("second", &["--for", "8s", "--", "sh", "-c", "sleep 4; exit 4"])?;
     second.wait_for_line("waiting", SOON)?;
     ensure!(first.wait(SOON)?.success(), "{}", first.log());
     ensure!(second.wait(SOON)?.code() == Some(4), "{}", second.log());
