@@ -11,6 +11,7 @@ pub mod manifest;
 pub mod message;
 pub mod metrics;
 pub mod names;
+pub mod print;
 pub mod report;
 pub mod scaler;
 pub mod store;

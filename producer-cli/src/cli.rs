@@ -14,7 +14,7 @@ pub use fleet::{Acquire, Dev, Hosts, HostsCommand, Lease, LeaseCommand, Scale, S
 /// Sends requests to models behind a message queue, one by one or by the file, and deploys the models.
 ///
 /// Exit codes: 0 all is well; 1 the command failed; 2 some rows failed, or the model answered with an error;
-/// 64 the command line is wrong; 130 interrupted.
+/// 64 the command line is wrong; 130 interrupted; 141 whoever read the answers of `submit` left before the end.
 #[derive(Parser)]
 #[command(name = "sluice", version, max_term_width = 110)]
 pub struct Arguments {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
 use sluice_broker::Options;
-use sluice_core::{Broker, BrokerError};
+use sluice_core::{Broker, BrokerError, print};
 
 use crate::cli::Global;
 
@@ -51,7 +51,8 @@ pub async fn show_again(again: bool, mut show: impl AsyncFnMut() -> Result<()>) 
             print!("\x1b[H\x1b[2J");
         }
         show().await?;
-        if !again {
+        // Nobody looks any more; a full disk is told at the end.
+        if !again || print::check().is_err() {
             return Ok(std::process::ExitCode::SUCCESS);
         }
         tokio::select! {

@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use comfy_table::{Table, presets};
 use serde_json::{Value, json};
 use sluice_core::broker::DeadLetter;
 use sluice_core::codec::{self, ContentType};
@@ -11,6 +10,7 @@ use sluice_core::envelope;
 
 use crate::cli::{Dead, DeadCommand, Global};
 use crate::common::{self, plain};
+use crate::table::Table;
 
 /// How far back `show` looks for an id.
 const SEARCHED: usize = 10_000;
@@ -49,9 +49,7 @@ pub async fn run(global: &Global, options: Dead) -> Result<ExitCode> {
 }
 
 fn table(letters: &[DeadLetter]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_BORDERS_ONLY);
-    table.set_header(["NUMBER", "ID", "CODE", "ATTEMPTS", "HOST", "WHEN", "REASON"]);
+    let mut table = Table::new(["NUMBER", "ID", "CODE", "ATTEMPTS", "HOST", "WHEN", "REASON"]);
     for letter in letters {
         let death = &letter.death;
         table.add_row([

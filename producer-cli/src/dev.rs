@@ -1,5 +1,8 @@
 //! `sluice dev`: a whole deployment in the foreground: a broker, a registry in a folder, a host and a scaler, with one log.
 
+mod programs;
+mod reached;
+
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
@@ -14,6 +17,8 @@ use tokio::sync::mpsc;
 use crate::cli::{Dev, Global};
 use crate::common;
 use crate::ends::{self, Ends};
+use programs::{beside, nats_server};
+use reached::{Reached, quoted};
 
 /// The broker's configuration, which ships with this program.
 const NATS_CONFIG: &str = include_str!("../../broker-config/nats/dev.conf");
@@ -92,17 +97,14 @@ async fn start(
         false => (start_nats(options, folder, parts, log, lines).await?, options.registry.clone()),
     };
     let registry = registry.unwrap_or_else(|| format!("file://{}/registry", folder.display()));
-    let mut broker = format!("[broker]\nurl = \"{url}\"\n");
-    if let Some(management) = &global.management {
-        broker += &format!("management = \"{management}\"\n");
-    }
+    let reached = Reached { broker: url, registry, by: options.external.then_some(global) };
     let config = folder.join("sluice.toml");
     let (worker, scaler) = (free_port()?, free_port()?);
     let cache = folder.join("packages");
     let text = format!(
-        "{broker}[registry]\nurl = \"{registry}\"\n[worker]\nadmin = \"127.0.0.1:{worker}\"\ncache = \"{}\"\n\
-         [scaler]\nadmin = \"127.0.0.1:{scaler}\"\n",
-        cache.display()
+        "{}[worker]\nadmin = \"127.0.0.1:{worker}\"\ncache = {}\n[scaler]\nadmin = \"127.0.0.1:{scaler}\"\n",
+        reached.sections()?,
+        quoted(&cache)
     );
     std::fs::write(&config, &text).with_context(|| format!("cannot write `{}`", config.display()))?;
     for (name, program, ready) in [("scaler", "sluice-scaler", "leading"), ("worker", "sluice-worker", ": ready")] {
@@ -116,7 +118,12 @@ async fn start(
         requests.push(request(&package)?);
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["model", "deploy"]).arg(&package).args(["--start", "--wait"]);
-        command.env("SLUICE_BROKER", &url).env("SLUICE_REGISTRY", &registry);
+        for (name, value) in reached.environment()? {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
         let output = command.kill_on_drop(true).output().await.context("cannot run sluice")?;
         for line in
             String::from_utf8_lossy(&output.stdout).lines().chain(String::from_utf8_lossy(&output.stderr).lines())
@@ -129,12 +136,14 @@ async fn start(
     }
     let sluice = std::env::args().next().unwrap_or_else(|| "sluice".into());
     println!("\nrunning until Ctrl-C, in {}", folder.display());
-    println!("  broker    {url}");
-    println!("  registry  {registry}");
+    println!("  broker    {}", reached.broker);
+    println!("  registry  {}", reached.registry);
     println!("  worker    http://127.0.0.1:{worker}/metrics");
     println!("  scaler    http://127.0.0.1:{scaler}/metrics");
     println!("in another terminal:");
-    println!("  export SLUICE_BROKER={url} SLUICE_REGISTRY={registry}");
+    let exports = reached.environment()?.into_iter();
+    let exports: Vec<String> = exports.filter_map(|(name, value)| Some(format!("{name}={}", value?))).collect();
+    println!("  export {}", exports.join(" "));
     for request in requests {
         println!("  {sluice} {request}");
     }
@@ -252,49 +261,6 @@ fn request(package: &Path) -> Result<String> {
     let inputs = manifest.inputs.iter().map(|input| format!(" --input {}=FILE.npy", input.name)).collect::<String>();
     let shapes: Vec<String> = manifest.inputs.iter().map(|input| input.signature()).collect();
     Ok(format!("infer {}{inputs}  # {}", manifest.name, shapes.join(", ")))
-}
-
-/// Another program of Sluice: installed beside this one, else on PATH.
-fn beside(program: &str) -> Result<PathBuf> {
-    let own = std::env::current_exe()?.with_file_name(program);
-    match own.is_file() {
-        true => Ok(own),
-        false => on_path(program).with_context(|| format!("`{program}` is neither beside this program nor on PATH")),
-    }
-}
-
-fn on_path(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
-}
-
-/// From NATS_SERVER, from PATH, or from the cache that `cargo xtask setup` fills.
-fn nats_server() -> Result<PathBuf> {
-    if let Some(own) = std::env::var_os("NATS_SERVER") {
-        return Ok(own.into());
-    }
-    let cache = std::env::var_os("SLUICE_CACHE").map(PathBuf::from).or_else(|| {
-        let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-        Some(base.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?.join("sluice"))
-    });
-    on_path("nats-server").or_else(|| find(&cache?, "nats-server", 6)).context(
-        "there is no nats-server: install one of at least 2.12 on PATH, name it in NATS_SERVER, run `cargo xtask setup`, or use a broker \
-         that runs, with --external and --broker URL",
-    )
-}
-
-/// A file of this name below a folder.
-fn find(folder: &Path, name: &str, depth: usize) -> Option<PathBuf> {
-    let entries: Vec<PathBuf> = std::fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    let here = entries.iter().find(|path| path.is_file() && path.file_name().is_some_and(|file| file == name));
-    let below = || {
-        let folders = entries.iter().filter(|path| path.is_dir());
-        // Of the cache, only what can hold it: libtorch alone has thousands of files.
-        let likely = folders
-            .filter(|path| depth < 6 || path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(name)));
-        likely.filter_map(|path| find(path, name, depth.checked_sub(1)?)).next()
-    };
-    here.cloned().or_else(|| if depth == 0 { None } else { below() })
 }
 
 fn free_port() -> Result<u16> {

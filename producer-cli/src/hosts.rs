@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use comfy_table::{Table, presets};
 use serde_json::json;
 use sluice_core::assignment::Gate;
 use sluice_core::broker::Broker;
+use sluice_core::print::count;
 use sluice_core::report::Report;
 use sluice_core::scaler::{Answer, Question, Silent};
 use tokio::time::Instant;
@@ -18,6 +18,7 @@ use crate::cli::{Global, Hosts, HostsCommand, Slots};
 use crate::common::{self, plain};
 use crate::reports;
 use crate::scale::ask;
+use crate::table::Table;
 
 pub async fn run(global: &Global, options: Hosts) -> Result<ExitCode> {
     let broker = common::connect(global).await?;
@@ -62,8 +63,8 @@ async fn until_empty(broker: &Arc<dyn Broker>, host: &str, limit: Duration) -> R
             let left = match left {
                 None => "it does not report".into(),
                 Some((0, leases)) => leases_in_words(&leases),
-                Some((models, leases)) if leases.is_empty() => format!("{models} models still run there"),
-                Some((models, leases)) => format!("{models} models still run there; {}", leases_in_words(&leases)),
+                Some((models, leases)) if leases.is_empty() => models_in_words(models),
+                Some((models, leases)) => format!("{}; {}", models_in_words(models), leases_in_words(&leases)),
             };
             bail!("host `{host}` is not empty after {}: {left}; it goes on draining", common::short(limit));
         }
@@ -74,6 +75,10 @@ async fn until_empty(broker: &Arc<dyn Broker>, host: &str, limit: Duration) -> R
 fn leases(report: &Report) -> BTreeSet<String> {
     let leases = report.assignment.iter().flat_map(|assignment| &assignment.leases);
     leases.map(|lease| plain(&lease.id)).collect()
+}
+
+fn models_in_words(models: usize) -> String {
+    count(models, "model still runs there", "models still run there")
 }
 
 fn leases_in_words(leases: &BTreeSet<String>) -> String {
@@ -92,7 +97,7 @@ async fn show(broker: &Arc<dyn Broker>, json: bool) -> Result<()> {
         println!("{}", serde_json::to_string(&rows)?);
         return Ok(());
     }
-    let mut table = table(["HOST", "STATE", "DEVICES", "MEMORY MIB", "MODELS", "SLOTS", "BUSY", "LABELS"]);
+    let mut table = Table::new(["HOST", "STATE", "DEVICES", "MEMORY MIB", "MODELS", "SLOTS", "BUSY", "LABELS"]);
     for report in hosts.all() {
         let slots: usize = report.models.iter().map(|model| model.slots).sum();
         let busy: f64 = report.models.iter().map(|model| model.measured.busy * model.slots as f64).sum();
@@ -175,7 +180,8 @@ async fn show_slots(broker: &Arc<dyn Broker>, options: &Slots) -> Result<()> {
         }
         return Ok(());
     }
-    let mut table = table(["MODEL", "HOST", "DEVICE", "STATE", "SLOTS", "BUSY", "ROWS DONE", "PER ROW", "MIB", "WHY"]);
+    let mut table =
+        Table::new(["MODEL", "HOST", "DEVICE", "STATE", "SLOTS", "BUSY", "ROWS DONE", "PER ROW", "MIB", "WHY"]);
     for (host, model) in rows {
         let row = Duration::try_from_secs_f64(model.measured.row_seconds).unwrap_or_default();
         table.add_row([
@@ -193,11 +199,4 @@ async fn show_slots(broker: &Arc<dyn Broker>, options: &Slots) -> Result<()> {
     }
     println!("{table}");
     Ok(())
-}
-
-fn table<const N: usize>(header: [&str; N]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_BORDERS_ONLY);
-    table.set_header(header);
-    table
 }

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use sluice_core::broker::{Broker, Receipt, Reply, Submission};
 use sluice_core::clock::unix_ms;
 use sluice_core::codec::{self, ContentType};
+use sluice_core::print::count;
 use sluice_core::{Envelope, InferRequest, Tensor};
 
 use crate::cli::{Global, Infer};
@@ -78,9 +79,11 @@ async fn no_answer(broker: &std::sync::Arc<dyn Broker>, options: &Infer) -> Stri
     let lanes = broker.depth(&options.model).await.unwrap_or_default();
     let ready: u64 = lanes.iter().filter_map(|lane| lane.ready.clone().known()).sum();
     format!(
-        "no answer within {within}; {ready} requests of model `{}` wait. Is a worker running (`sluice hosts`)? `sluice scale explain {}` \
+        "no answer within {within}; {} for model `{}`. Is a worker running (`sluice hosts`)? `sluice scale explain {}` \
          tells why it has the slots that it has; --timeout waits longer",
-        options.model, options.model
+        count(ready, "request waits", "requests wait"),
+        options.model,
+        options.model
     )
 }
 

@@ -1,5 +1,9 @@
 //! `sluice`: single requests, whole files, models, queues and dead letters, from the command line.
 
+// Printing does not panic: a pipe may be closed, a disk full.
+#[macro_use(print, println, eprint, eprintln)]
+extern crate sluice_core;
+
 mod cli;
 mod common;
 mod dead;
@@ -14,12 +18,14 @@ mod queue;
 mod reports;
 mod scale;
 mod submit;
+mod table;
 mod takes;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use cli::{Arguments, Command};
+use sluice_core::print::{self, Unprinted};
 
 /// As in the worker: many small allocations, few large ones.
 #[global_allocator]
@@ -31,6 +37,8 @@ mod exit {
     pub const SOME_FAILED: u8 = 2;
     /// The command line was wrong.
     pub const USAGE: u8 = 64;
+    /// Whoever read the answers left before all were written; as if SIGPIPE had ended it.
+    pub const CLOSED: u8 = 141;
     /// Ended by Ctrl-C.
     pub const INTERRUPTED: u8 = 130;
 }
@@ -39,25 +47,30 @@ fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
-            let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS };
+            print::told(error.print());
+            return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { print::conclude(ExitCode::SUCCESS) };
         }
     };
     // Client libraries log as errors what this command reports its own way.
     let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "error,lapin=off".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
+    log.with_ansi(print::colours()).init();
     let machine = arguments.command.json();
-    match run(arguments) {
+    let code = match run(arguments) {
         Ok(code) => code,
-        Err(error) => {
-            if machine {
+        Err(error) => match error.downcast_ref::<Unprinted>() {
+            Some(unprinted) if unprinted.is_closed() => ExitCode::from(exit::CLOSED),
+            _ if machine => {
                 eprintln!("{}", serde_json::json!({ "error": format!("{error:#}") }));
-            } else {
-                eprintln!("error: {error:#}");
+                ExitCode::FAILURE
             }
-            ExitCode::FAILURE
-        }
-    }
+            _ => {
+                eprintln!("error: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+    };
+    print::conclude(code)
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
@@ -76,7 +89,9 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Lease(options) => lease::run(&global, options).await,
             Command::Dev(options) => dev::run(&global, options).await,
             Command::Completions { shell } => {
-                clap_complete::generate(shell, &mut Arguments::command(), "sluice", &mut std::io::stdout());
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Arguments::command(), "sluice", &mut script);
+                print!("{}", String::from_utf8_lossy(&script));
                 Ok(ExitCode::SUCCESS)
             }
         }

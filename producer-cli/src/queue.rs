@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
 use sluice_core::broker::{Broker, LaneDepth, Reading};
 use sluice_core::{BrokerError, ModelName};
 
 use crate::cli::{Global, Queue};
 use crate::common;
+use crate::table::Table;
 
 pub async fn run(global: &Global, options: Queue) -> Result<ExitCode> {
     let broker = common::connect(global).await?;
@@ -47,14 +47,7 @@ fn as_table(depths: &[(ModelName, Vec<LaneDepth>)]) -> String {
     if depths.is_empty() {
         return "no model has a queue on this broker\n".into();
     }
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_BORDERS_ONLY);
-    table.set_header(["MODEL", "LANE", "READY", "IN FLIGHT", "OLDEST"]);
-    for column in 2..5 {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
+    let mut table = Table::new(["MODEL", "LANE", "READY", "IN FLIGHT", "OLDEST"]).right(2..5);
     for (model, lanes) in depths {
         for lane in lanes {
             let oldest = match &lane.oldest {

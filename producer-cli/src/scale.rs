@@ -6,6 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Result, anyhow, bail};
 use sluice_core::broker::Broker;
+use sluice_core::print::count;
 use sluice_core::scaler::{Answer, Explanation, Question};
 
 use crate::cli::{Global, Scale, ScaleCommand};
@@ -64,7 +65,7 @@ pub async fn ask(broker: &Arc<dyn Broker>, question: &Question) -> Result<Answer
 }
 
 fn in_words(of: &Explanation) -> String {
-    let mut text = format!("model `{}`: {} slots wanted", of.model, of.wanted);
+    let mut text = format!("model `{}`: {} wanted", of.model, count(of.wanted, "slot", "slots"));
     if of.granted != of.wanted {
         text += &format!(", {} by its group's share", of.granted);
     }

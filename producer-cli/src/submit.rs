@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use sluice_core::JobId;
+use sluice_core::print::count;
 
 use crate::cli::{Global, ReplyMode, Submit};
 use crate::input::Reading;
@@ -117,7 +118,7 @@ pub async fn run(global: &Global, options: Submit) -> Result<ExitCode> {
     } else {
         eprintln!("{summary}");
         if summary.failed > 0 {
-            eprintln!("{} rows failed: {}", summary.failed, paths.errors.display());
+            eprintln!("{} failed: {}", count(summary.failed, "row", "rows"), paths.errors.display());
         }
     }
     Ok(if summary.failed > 0 { ExitCode::from(exit::SOME_FAILED) } else { ExitCode::SUCCESS })

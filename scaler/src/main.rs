@@ -1,14 +1,19 @@
 //! `sluice-scaler`: starts and drains slots on hosts, by what waits in queues.
 
+// Printing does not panic: a pipe may be closed, a disk full.
+#[macro_use(println)]
+extern crate sluice_core;
+
 use std::io::BufReader;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use sluice_scaler::config::Config;
 use sluice_scaler::record::{self, Recorder};
 use sluice_service::config::Choice;
-use sluice_service::{shutdown, telemetry};
+use sluice_service::{command, shutdown, telemetry};
 
 /// Watches how far each model's queue lags, and tells hosts how many slots of which model to run, down to none.
 ///
@@ -53,17 +58,21 @@ struct Replay {
     json: bool,
 }
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    command::main(run)
+}
+
+fn run(arguments: Arguments) -> Result<ExitCode> {
     if let Some(Command::Replay(options)) = arguments.command {
-        return options.run();
+        return options.run().map(|()| ExitCode::SUCCESS);
     }
-    let Some(config) = arguments.config.load(Config::check)? else { return Ok(()) };
+    let Some(config) = arguments.config.load(Config::check)? else { return Ok(ExitCode::SUCCESS) };
     let limit = arguments.record_limit.saturating_mul(1 << 20);
     let record = arguments.record.map(|path| Recorder::open(path, limit)).transpose()?;
     telemetry::start(&config.scaler.log, config.scaler.log_format)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async { sluice_scaler::run(config, record, shutdown::on_signal()?, |_| ()).await })
+    runtime.block_on(async { sluice_scaler::run(config, record, shutdown::on_signal()?, |_| ()).await })?;
+    Ok(ExitCode::SUCCESS)
 }
 
 impl Replay {

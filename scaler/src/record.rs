@@ -136,7 +136,7 @@ pub fn replay(lines: impl BufRead, set: impl Fn(&Scaling) -> Result<Scaling>) ->
         (reason, false) => reason,
     };
     if let Some(reason) = unreadable {
-        eprintln!("note: left out what cannot be read; {reason}");
+        sluice_core::eprintln!("note: left out what cannot be read; {reason}");
     }
     Ok(models.into_iter().map(|(model, (_, replayed))| (model, replayed)).collect())
 }

@@ -25,7 +25,7 @@ pub fn start(filter: &str, format: LogFormat) -> anyhow::Result<()> {
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     match format {
-        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Text => builder.with_ansi(sluice_core::print::colours()).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
     Ok(())

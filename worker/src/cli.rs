@@ -62,7 +62,7 @@ impl Check {
             println!("{}", serde_json::to_string(&report)?);
         } else {
             let mut table = Table::new();
-            table.load_style(presets::UTF8_BORDERS_ONLY);
+            table.load_style(if table.is_tty() { presets::UTF8_BORDERS_ONLY } else { presets::NOTHING });
             table.set_header(["THREADS", "ROWS", "ROWS/S", "P50 MS", "P99 MS", "MEMORY MIB"]);
             for column in table.column_iter_mut() {
                 column.set_cell_alignment(CellAlignment::Right);

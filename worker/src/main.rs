@@ -1,10 +1,15 @@
 //! `sluice-worker`: pulls requests off a queue, batches them, runs them, answers, then acknowledges.
 
+// Printing does not panic: a pipe may be closed, a disk full.
+#[macro_use(println, eprintln)]
+extern crate sluice_core;
+
 mod cli;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
-use clap::Parser;
-use sluice_service::{shutdown, telemetry};
+use sluice_service::{command, shutdown, telemetry};
 use sluice_worker::config::Config;
 use sluice_worker::{Exit, engine};
 
@@ -14,12 +19,15 @@ use cli::{Arguments, Command};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    command::main(run)
+}
+
+fn run(arguments: Arguments) -> Result<ExitCode> {
     if let Some(Command::Check(options)) = arguments.command {
-        return options.run();
+        return options.run().map(|()| ExitCode::SUCCESS);
     }
-    let Some(config) = arguments.config.load(Config::check)? else { return Ok(()) };
+    let Some(config) = arguments.config.load(Config::check)? else { return Ok(ExitCode::SUCCESS) };
     telemetry::start(&config.worker.log, config.worker.log_format)?;
     engine::prepare_process(config.worker.jit_profiling);
     // One thread moves messages; models run on slots' threads. More would only take cores from them.

@@ -119,7 +119,7 @@ impl Link {
         };
         let mut failed = unreachable("no URL".into());
         for url in self.options.url.split(',').map(str::trim) {
-            let mut uri: AMQPUri = url.parse().map_err(|reason| {
+            let mut uri = parsed(url).map_err(|reason| {
                 BrokerError::Unusable(format!("broker URL `{}` cannot be used: {reason}", self.shown_url))
             })?;
             uri.query.heartbeat.get_or_insert(HEARTBEAT);
@@ -274,5 +274,27 @@ impl Link {
             Ok(closed) => closed.map_err(|error| other("closing the connection", error)),
             Err(_) => Err(BrokerError::TimedOut("closing the connection".into())),
         }
+    }
+}
+
+/// A URL that ends with its host means the virtual host `/`, with a slash at the end or without one: other clients take both, and no
+/// virtual host is named with no letter at all.
+fn parsed(url: &str) -> std::result::Result<AMQPUri, String> {
+    let mut uri: AMQPUri = url.parse()?;
+    if uri.vhost.is_empty() {
+        uri.vhost = "/".into();
+    }
+    Ok(uri)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slash_at_the_end_of_the_url_names_no_other_virtual_host() {
+        let vhost = |path: &str| parsed(&format!("amqp://user:password@host:5672{path}")).expect("a URL").vhost;
+        assert_eq!(["", "/", "/%2f", "/team"].map(vhost), ["/", "/", "/", "team"]);
+        assert!(parsed("amqp://host:port").is_err());
     }
 }

@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use indicatif::HumanBytes;
 use serde_json::json;
 use sluice_core::ModelName;
+use sluice_core::print::count;
 
 use super::desk::Desk;
 
@@ -27,7 +28,12 @@ pub async fn export(desk: &Desk, models: Vec<ModelName>, output: &Path, overwrit
     let exported = sluice_registry::export(&desk.registry, &models, output, &|bytes| bar.inc(bytes)).await;
     bar.finish_and_clear();
     exported?;
-    desk.say(format_args!("wrote {} models, {}, into {}", models.len(), HumanBytes(size), output.display()));
+    desk.say(format_args!(
+        "wrote {}, {}, into {}",
+        count(models.len(), "model", "models"),
+        HumanBytes(size),
+        output.display()
+    ));
     if desk.json {
         println!("{}", json!({ "models": models, "bytes": size, "archive": output }));
     }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use indicatif::HumanBytes;
+use sluice_core::print::count;
 use sluice_registry::{Action, Folder, unpack};
 use tempfile::TempDir;
 
@@ -20,10 +21,10 @@ pub async fn run(desk: &Desk, options: Deploy) -> Result<ExitCode> {
     let published = desk.registry.publish(&package, options.version.as_deref(), &|bytes| bar.inc(bytes)).await;
     bar.finish_and_clear();
     let published = published?;
-    let files = package.files.len();
     desk.say(match published.new {
         true => {
-            format!("published version {} of model `{model}` ({files} files, {})", published.version, HumanBytes(size))
+            let files = count(package.files.len(), "file", "files");
+            format!("published version {} of model `{model}` ({files}, {})", published.version, HumanBytes(size))
         }
         false => {
             format!("version {} of model `{model}` was published before, with the same contents", published.version)

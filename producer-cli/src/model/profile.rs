@@ -3,7 +3,6 @@
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
-use comfy_table::{Table, presets};
 use serde_json::json;
 use sluice_core::manifest::Profile;
 use sluice_core::{Manifest, ModelName};
@@ -12,6 +11,7 @@ use sluice_registry::{Action, Revision};
 use super::cli::Waiting;
 use super::desk::{Desk, change};
 use super::wait::conclude;
+use crate::table::Table;
 
 pub async fn show(desk: &Desk, model: &ModelName) -> Result<ExitCode> {
     let (newest, manifest) = current(desk, model).await?;
@@ -27,9 +27,7 @@ pub async fn show(desk: &Desk, model: &ModelName) -> Result<ExitCode> {
         );
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_BORDERS_ONLY);
-    table.set_header(["SETTING", "VALUE", "FROM"]);
+    let mut table = Table::new(["SETTING", "VALUE", "FROM"]);
     for setting in settings {
         let from = if setting.tuned { "tuned" } else { "package" };
         table.add_row([setting.key, setting.value, from.into()]);

@@ -4,16 +4,17 @@ use std::process::ExitCode;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Result;
-use comfy_table::{Table, presets};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 use sluice_core::ModelName;
+use sluice_core::print::count;
 use sluice_core::report::{ModelReport, State};
 use sluice_registry::Revision;
 
 use super::desk::Desk;
 use crate::common::plain;
 use crate::reports::Hosts;
+use crate::table::Table;
 
 pub async fn list(desk: &Desk) -> Result<ExitCode> {
     let hosts = Hosts::gather(&desk.broker).await?;
@@ -33,7 +34,7 @@ pub async fn list(desk: &Desk) -> Result<ExitCode> {
         println!("no model is deployed: `sluice model deploy FOLDER --start`");
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = table(["MODEL", "VERSION", "STATE", "HOSTS", "SLOTS", "REVISION", "CHANGED", "BY"]);
+    let mut table = Table::new(["MODEL", "VERSION", "STATE", "HOSTS", "SLOTS", "REVISION", "CHANGED", "BY"]);
     for (model, newest) in &rows {
         let reports = hosts.of(model);
         let slots: usize = reports.iter().map(|(_, report)| report.slots).sum();
@@ -79,7 +80,7 @@ pub async fn one(desk: &Desk, model: &ModelName) -> Result<ExitCode> {
     if !newest.profile.is_empty() {
         println!("tuned     {}", newest.profile);
     }
-    let mut table_of_versions = table(["VERSION", "PUBLISHED", "FILES", "SIZE"]);
+    let mut table_of_versions = Table::new(["VERSION", "PUBLISHED", "FILES", "SIZE"]);
     for (version, published, size, files) in versions {
         table_of_versions.add_row([version, when(published), files.to_string(), HumanBytes(size).to_string()]);
     }
@@ -88,7 +89,7 @@ pub async fn one(desk: &Desk, model: &ModelName) -> Result<ExitCode> {
         println!("no host runs it or waits for it now");
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = table(["HOST", "STATE", "REVISION", "SERVES", "SLOTS", "WHY"]);
+    let mut table = Table::new(["HOST", "STATE", "REVISION", "SERVES", "SLOTS", "WHY"]);
     for (host, report) in reports {
         table.add_row([
             plain(host),
@@ -109,7 +110,7 @@ pub async fn history(desk: &Desk, model: &ModelName) -> Result<ExitCode> {
         println!("{}", serde_json::to_string(&history)?);
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = table(["REVISION", "WHEN", "ACTION", "VERSION", "STATE", "TUNED", "BY"]);
+    let mut table = Table::new(["REVISION", "WHEN", "ACTION", "VERSION", "STATE", "TUNED", "BY"]);
     for revision in history {
         table.add_row([
             revision.number.to_string(),
@@ -133,20 +134,13 @@ fn state(newest: &Revision, reports: &[(&str, &ModelReport)]) -> String {
     let failed = reports.iter().filter(|(_, report)| report.state == State::Failed).count();
     match (failed, at_it.count()) {
         (0, 0) => wanted.into(),
-        (0, changing) => format!("{wanted}, {changing} hosts are changing"),
-        (failed, _) => format!("{wanted}, failed on {failed} of {} hosts", reports.len()),
+        (0, changing) => format!("{wanted}, {}", count(changing, "host is changing", "hosts are changing")),
+        (failed, _) => format!("{wanted}, failed on {failed} of {}", count(reports.len(), "host", "hosts")),
     }
 }
 
 fn hosts_json(reports: &[(&str, &ModelReport)]) -> Value {
     reports.iter().map(|(host, report)| json!({ "host": host, "report": report })).collect()
-}
-
-fn table<const N: usize>(header: [&str; N]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_BORDERS_ONLY);
-    table.set_header(header);
-    table
 }
 
 /// `2026-11-24 10:49:32`, UTC.

@@ -9,6 +9,7 @@ use indicatif::HumanBytes;
 use serde_json::json;
 use sluice_core::broker::{BrokerError, Death, Delivery, Limited, QueueLimits, Reply, Settlement};
 use sluice_core::clock::unix_ms;
+use sluice_core::print::count;
 use sluice_core::{ErrorCode, Failure, ModelName, codec};
 use sluice_registry::{Action, Revision};
 
@@ -39,13 +40,16 @@ pub async fn run(desk: &Desk, options: Undeploy) -> Result<ExitCode> {
     if !options.yes {
         let requests = match waiting {
             Some(0) | None => String::new(),
-            Some(count) => format!(", and its queue; its {count} waiting requests are answered UNAVAILABLE"),
+            Some(waiting) => format!(
+                ", and its queue; {} answered UNAVAILABLE",
+                count(waiting, "request that waits is", "requests that wait are")
+            ),
         };
         let what = format!(
-            "this removes model `{model}`: {} versions ({size}), {} revisions{requests}. It cannot be undone; `sluice model export` keeps a \
+            "this removes model `{model}`: {} ({size}), {}{requests}. It cannot be undone; `sluice model export` keeps a \
              copy. Go on?",
-            versions.len(),
-            newest.number
+            count(versions.len(), "version", "versions"),
+            count(newest.number, "revision", "revisions")
         );
         if !common::confirm(&what)? {
             desk.say("nothing is changed");
@@ -68,7 +72,10 @@ pub async fn run(desk: &Desk, options: Undeploy) -> Result<ExitCode> {
         "model `{model}` is removed{}",
         match refused {
             0 => String::new(),
-            count => format!("; {count} requests that waited were answered UNAVAILABLE"),
+            refused => {
+                let requests = count(refused, "request that waited was", "requests that waited were");
+                format!("; {requests} answered UNAVAILABLE")
+            }
         }
     ));
     if desk.json {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use serde_json::{Value, json};
 use sluice_core::ModelName;
+use sluice_core::print::count;
 use sluice_core::report::{ModelReport, State};
 use sluice_core::scaler::{Answer, Question, SCALER};
 use sluice_registry::Revision;
@@ -113,7 +114,7 @@ pub async fn conclude(desk: &Desk, model: &ModelName, revision: &Revision, waiti
                     format!("{} is {}{reason}", host["host"].as_str().unwrap_or_default(), host["state"].as_str().unwrap_or_default())
                 })
                 .collect();
-            (ExitCode::FAILURE, Some(format!("{done} of {all} hosts have done it so far; {}", waits.join("; "))))
+            (ExitCode::FAILURE, Some(format!("{done} of {} done it so far; {}", count(all, "host has", "hosts have"), waits.join("; "))))
         }
         Some((Verdict::Failed(reasons), hosts)) => {
             let failed = hosts.iter().filter(|host| host["done"] != true);
@@ -173,7 +174,9 @@ pub async fn until_done(
         }
         match &verdict {
             Verdict::Nobody => bar.set_message("waiting for a worker that takes it up"),
-            Verdict::Pending(done, all) => bar.set_message(format!("{done} of {all} hosts have done it")),
+            Verdict::Pending(done, all) => {
+                bar.set_message(format!("{done} of {} done it", count(*all, "host has", "hosts have")))
+            }
             _ => {
                 bar.finish_and_clear();
                 return Ok((verdict, as_json(wanted, &hosts.of(model))));

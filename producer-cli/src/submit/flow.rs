@@ -9,6 +9,7 @@ use anyhow::Result;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use sluice_core::broker::{Broker, BrokerError, Receipt, Replies, Reply, Submission};
 use sluice_core::clock::unix_ms;
+use sluice_core::print::count;
 use sluice_core::{Envelope, ErrorCode, Failure, JobId, ModelName, RequestId, codec};
 
 use super::chunk::Reader;
@@ -127,7 +128,8 @@ impl Flow<'_> {
                         (0, _) => String::new(),
                         _ if tally.requests == 0 => "waiting for a worker".into(),
                         (open, silent) if silent >= SILENT => {
-                            format!("{open} requests wait, and none was answered for {} s", silent.as_secs())
+                            let open = count(open, "request waits", "requests wait");
+                            format!("{open}, and none was answered for {} s", silent.as_secs())
                         }
                         _ => String::new(),
                     };

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
+use sluice_core::print::count;
 
 /// Between notes where there is no bar.
 const NOTES: Duration = Duration::from_secs(30);
@@ -36,11 +37,11 @@ impl Progress {
         self.bar.set_position(consumed);
         if self.bar.is_hidden() && !note.is_empty() && self.noted.get().elapsed() >= NOTES {
             self.noted.set(Instant::now());
-            eprintln!("{rows} rows; {note}");
+            eprintln!("{}; {note}", count(rows, "row", "rows"));
         }
         let failed = if failed > 0 { format!(", {failed} failed") } else { String::new() };
         let note = if note.is_empty() { String::new() } else { format!(" ({note})") };
-        self.bar.set_message(format!("{rows} rows{failed}, {rate:.0}/s{note}"));
+        self.bar.set_message(format!("{}{failed}, {rate:.0}/s{note}", count(rows, "row", "rows")));
     }
 
     /// Takes it away.
@@ -125,8 +126,8 @@ impl fmt::Display for Summary {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             formatter,
-            "{} rows in {:.1} s: {:.0} rows/s in {:.0} requests/s, p50 {:.1} ms, p99 {:.1} ms",
-            self.rows,
+            "{} in {:.1} s: {:.0} rows/s in {:.0} requests/s, p50 {:.1} ms, p99 {:.1} ms",
+            count(self.rows, "row", "rows"),
             self.seconds,
             self.rows_per_second,
             self.requests_per_second,

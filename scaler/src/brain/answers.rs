@@ -7,6 +7,7 @@ use sluice_core::ModelName;
 use sluice_core::assignment::Gate;
 use sluice_core::clock::UnixMs;
 use sluice_core::manifest::DeviceKind;
+use sluice_core::print::count;
 use sluice_core::scaler::{Answer, Explanation, LeaseRequest, LeaseState};
 
 use super::shares::{lease_claim, units_of};
@@ -98,7 +99,9 @@ impl Brain {
             let gated = fleet.alive(now).filter(|report| self.gate(&report.host) != Gate::Open).count();
             let gated = match gated {
                 0 => String::new(),
-                gated => format!("; {gated} hosts are cordoned or drained (`sluice hosts open`)"),
+                gated => {
+                    format!("; {} cordoned or drained (`sluice hosts open`)", count(gated, "host is", "hosts are"))
+                }
             };
             return Answer::Refused(format!("{wanted} {what} are wanted, and {} could be lent{gated}", devices.len()));
         }
@@ -116,8 +119,10 @@ impl Brain {
         let granted = granted.last().map_or(0, |granted| granted.slots);
         if granted < units {
             return Answer::Refused(format!(
-                "{units} units are wanted for group `{}`, and what others need leaves it {} of {capacity}",
-                request.group, granted
+                "{} wanted for group `{}`, and what others need leaves it {} of {capacity}",
+                count(units, "unit of the devices is", "units of the devices are"),
+                request.group,
+                granted
             ));
         }
         // Whoever asks before the next round finds that much less.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sluice_core::manifest::{DeviceKind, WhileStopped};
+use sluice_core::print::count;
 use sluice_core::scaler::Changed;
 
 use super::{Brain, Round, Seen};
@@ -90,7 +91,11 @@ impl Brain {
                 if let Some(reason) = mind.failures.reason(seen.now) {
                     unplaced.reason += &format!("; {reason}");
                 }
-                mind.trouble = Some(format!("{} slots fit nowhere: {}", unplaced.slots, unplaced.reason));
+                mind.trouble = Some(format!(
+                    "{}: {}",
+                    count(unplaced.slots, "slot fits nowhere", "slots fit nowhere"),
+                    unplaced.reason
+                ));
             } else if refused > 0 {
                 let gpu = entry.manifest.resources.device == DeviceKind::Cuda;
                 let reason = match (self.claims.get(&gpu).map_or(0, |(capacity, _)| *capacity), gpu) {
@@ -99,7 +104,7 @@ impl Brain {
                     _ => "there is not room for all, and this is what the shares of groups leave it",
                 };
                 let reason = reason.to_owned();
-                mind.trouble = Some(format!("{refused} slots wait: {reason}"));
+                mind.trouble = Some(format!("{}: {reason}", count(refused, "slot waits", "slots wait")));
                 round.unplaced.insert(model.clone(), Unplaced { slots: refused, reason, full: true });
             }
             if mind.trouble != mind.told {

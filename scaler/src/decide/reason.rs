@@ -4,6 +4,8 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::time::Duration;
 
+use sluice_core::print::count;
+
 /// Why there should be so many slots.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reason {
@@ -86,11 +88,15 @@ impl fmt::Display for Reason {
     fn fmt(&self, text: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stopped => text.write_str("it is stopped"),
-            Self::Paused(slots) => write!(text, "{slots} slots stay: its scaling is paused"),
-            Self::Unknown(slots, why) => write!(text, "{slots} slots stay: how much waits is unknown ({why})"),
+            Self::Paused(slots) => write!(text, "{}: its scaling is paused", stay(*slots)),
+            Self::Unknown(slots, why) => write!(text, "{}: how much waits is unknown ({why})", stay(*slots)),
             Self::Work(need, bound, step) => write!(text, "{need}{bound}{step}"),
         }
     }
+}
+
+fn stay(slots: usize) -> String {
+    count(slots, "slot stays", "slots stay")
 }
 
 impl fmt::Display for Need {
@@ -98,13 +104,19 @@ impl fmt::Display for Need {
         match *self {
             Self::None => text.write_str("nothing waits and nothing arrives"),
             Self::Unmeasured { rows } => {
-                write!(text, "{rows} rows, and how long one takes is not known yet: one slot finds out")
+                write!(
+                    text,
+                    "{}, and how long one takes is not known yet: one slot finds out",
+                    count(rows, "row", "rows")
+                )
             }
             Self::Slots { rows, row_time, arrivals, within, slots } => {
                 let row_time = humantime::format_duration(Duration::from_micros(row_time.as_micros() as u64));
                 write!(
                     text,
-                    "{rows} rows of {row_time} and {arrivals:.1} more each second, to be done within {within:.1} s, need {slots} slots"
+                    "{} of {row_time} and {arrivals:.1} more each second, to be done within {within:.1} s, need {}",
+                    count(rows, "row", "rows"),
+                    count(slots, "slot", "slots")
                 )
             }
         }

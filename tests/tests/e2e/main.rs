@@ -7,6 +7,7 @@ mod files;
 mod leases;
 mod models;
 mod operations;
+mod outputs;
 mod scaling;
 
 use xtask::broker::Kind;
@@ -78,6 +79,8 @@ on_each_broker! {
         one_request_is_answered_on_the_spot,
         what_is_wrong_is_said_at_once_and_by_name,
         a_file_is_not_held_in_memory;
+    outputs:
+        a_closed_pipe_ends_a_command_quietly_and_a_full_disk_is_an_error;
     operations:
         a_worker_may_start_before_its_broker_and_says_what_it_waits_for,
         the_queue_command_counts_what_waits,

@@ -162,7 +162,7 @@ pub async fn a_version_that_does_not_load_leaves_the_old_one_serving(kind: Kind)
     assert!(text.contains("version 1 still serves"), "{text}");
     assert_eq!(ask(&stack)?, Ok(2.0));
     let shown = model(&stack, &["show", "m"])?;
-    assert!(shown.contains("failed on 1 of 1 hosts") && shown.contains("FP32 [-1, 10]"), "{shown}");
+    assert!(shown.contains("failed on 1 of 1 host") && shown.contains("FP32 [-1, 10]"), "{shown}");
     let garbage = stack.folder().join("garbage");
     std::fs::create_dir(&garbage)?;
     std::fs::copy(stack.folder().join("m-2/model.toml"), garbage.join("model.toml"))?;
