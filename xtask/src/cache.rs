@@ -69,9 +69,11 @@ fn list(folder: &Path, below: &Path, files: &mut Vec<(PathBuf, u64)>) -> Result<
         if entry.file_name() == "__pycache__" {
             continue;
         }
-        if entry.file_type()?.is_dir() {
+        // Where a symbolic link leads may be seen only by whoever has this folder as its root.
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
             list(folder, &path, files)?;
-        } else {
+        } else if kind.is_file() {
             files.push((path, entry.metadata()?.len()));
         }
     }

@@ -14,6 +14,8 @@ Usage: cargo xtask COMMAND [OPTIONS]
 Commands:
   demo [--keep]      fetch what is missing, build, and send 1,797 handwritten digits through a real queue
   test [ARGS...]     fetch what is missing, build, and run all tests; ARGS go to the test runner
+  test --rabbitmq 4 [ARGS...]
+                     the same with RabbitMQ 4, which is fetched (needs root)
   ci                 everything that CI checks: format, lints, dependency rules, docs, tests, demo
   bench [OPTIONS]    measure Sluice against minimal loops in one run; `cargo xtask bench --help`
   simulate           hours of synthetic traffic under the scaler's rule and two simple ones

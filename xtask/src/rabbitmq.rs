@@ -5,10 +5,11 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::http;
 use crate::process::{Service, free_port, wait_for_answer, wait_for_port};
+use crate::setup::{self, Installation};
 
 /// An Erlang machine takes its time.
 const START: Duration = Duration::from_secs(90);
@@ -17,12 +18,15 @@ const STOP: Duration = Duration::from_secs(60);
 /// The ports of a RabbitMQ that the tests of a run share, AMQP's and the management API's.
 const SHARED: &str = "SLUICE_TEST_RABBITMQ";
 
+/// Which release is started, if it is not the system's: `4`. For this process and the tests that it starts.
+pub const RELEASE: &str = "SLUICE_TEST_RABBITMQ_RELEASE";
+
 /// A RabbitMQ started with `broker-config/rabbitmq/dev.conf`, and the port mapper that Erlang wants beside it.
 pub struct RabbitServer {
     // Dropped in this order.
     service: Option<Service>,
     mapper: Option<Service>,
-    binary: PathBuf,
+    installation: Installation,
     config: PathBuf,
     folder: PathBuf,
     ports: Ports,
@@ -43,13 +47,22 @@ impl RabbitServer {
         Ok(server)
     }
 
+    /// Which release is started here.
+    pub fn installation() -> Result<Installation> {
+        match std::env::var(RELEASE).as_deref() {
+            Ok("4") => setup::rabbitmq_4(),
+            Ok(other) => bail!("{RELEASE} is `{other}`: only 4 is known"),
+            Err(_) => setup::rabbitmq_server(),
+        }
+    }
+
     /// Chooses the ports and the folder, and does not start yet.
     pub fn prepare(folder: &Path) -> Result<Self> {
         let config = crate::root().join("broker-config/rabbitmq/dev.conf");
-        let binary = crate::setup::rabbitmq_server()?;
+        let installation = Self::installation()?;
         let ports =
             Ports { amqp: free_port()?, management: free_port()?, distribution: free_port()?, mapper: free_port()? };
-        Ok(Self { service: None, mapper: None, binary, config, folder: folder.into(), ports })
+        Ok(Self { service: None, mapper: None, installation, config, folder: folder.into(), ports })
     }
 
     /// Starts one with the production files, as an operator would install them: with `certificates` where they say, a password
@@ -95,8 +108,13 @@ impl RabbitServer {
 
     /// Runs `rabbitmqctl` with these arguments.
     pub fn control(&self, arguments: &[&str]) -> Result<()> {
-        let tool = self.binary.with_file_name("rabbitmqctl");
-        let run = Command::new(tool).args(arguments).envs(self.environment()).current_dir(&self.folder).output()?;
+        let run = self
+            .installation
+            .command("rabbitmqctl")
+            .args(arguments)
+            .envs(self.environment())
+            .current_dir(&self.folder)
+            .output()?;
         ensure!(run.status.success(), "rabbitmqctl {arguments:?}: {}", String::from_utf8_lossy(&run.stderr));
         Ok(())
     }
@@ -112,7 +130,7 @@ impl RabbitServer {
             self.mapper = Some(service);
         }
         let mut arguments = "-kernel inet_dist_use_interface {127,0,0,1}".to_owned();
-        let mut command = Command::new(&self.binary);
+        let mut command = self.installation.command("rabbitmq-server");
         if !self.is_production() {
             arguments += &format!(" -rabbitmq_management tcp_config [{{port,{management}}},{{ip,\"127.0.0.1\"}}]");
             command.env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1").env("RABBITMQ_NODE_PORT", amqp.to_string());

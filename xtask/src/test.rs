@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use xtask::rabbitmq::RabbitServer;
+use xtask::rabbitmq::{self, RabbitServer};
 use xtask::setup::{self, Accelerator};
 
 /// What a test run counted.
@@ -15,19 +15,39 @@ pub struct Counts {
     pub skipped: u64,
 }
 
+impl std::ops::Add for Counts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            passed: self.passed + other.passed,
+            failed: self.failed + other.failed,
+            skipped: self.skipped + other.skipped,
+        }
+    }
+}
+
 impl std::fmt::Display for Counts {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(formatter, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
     }
 }
 
-/// Runs the tests with nextest if it is there, else with `cargo test`.
+/// Runs the tests with nextest if it is there, else with `cargo test`. After `--rabbitmq 4` come those arguments that go on to it.
 pub fn run(arguments: &[String]) -> Result<Counts> {
+    let arguments = match arguments {
+        [option, release, rest @ ..] if option == "--rabbitmq" => {
+            // SAFETY: nothing else runs in this process yet.
+            unsafe { std::env::set_var(rabbitmq::RELEASE, release) };
+            rest
+        }
+        all => all,
+    };
     setup::libtorch(Accelerator::None)?;
     setup::nats_server()?;
     setup::python_packages()?;
     setup::s3_server()?;
-    let without_rabbitmq = match setup::rabbitmq_server() {
+    let without_rabbitmq = match RabbitServer::installation() {
         Ok(_) => false,
         Err(error) if std::env::var_os("CI").is_some() => return Err(error),
         Err(error) => {
@@ -37,7 +57,7 @@ pub fn run(arguments: &[String]) -> Result<Counts> {
     };
     // RabbitMQ takes its time to start: the tests share one, each with a virtual host of its own.
     let folder = tempfile::tempdir()?;
-    let rabbitmq = match without_rabbitmq {
+    let shared = match without_rabbitmq {
         false => Some(RabbitServer::start(folder.path())?),
         true => None,
     };
@@ -49,11 +69,7 @@ pub fn run(arguments: &[String]) -> Result<Counts> {
         .stderr(Stdio::null())
         .status()
         .is_ok_and(|status| status.success());
-    let mut command = if nextest {
-        vec!["nextest", "run", "--workspace", "--no-fail-fast"]
-    } else {
-        vec!["test", "--workspace", "--no-fail-fast"]
-    };
+    let mut command = if nextest { vec!["nextest", "run", "--workspace", "--no-fail-fast"] } else { vec!["test", "--workspace", "--no-fail-fast"] };
     command.extend(arguments.iter().map(String::as_str));
     if without_rabbitmq {
         command.extend(if nextest { ["-E", "not test(rabbitmq::)"] } else { ["--", "--skip=rabbitmq::"] });
@@ -61,7 +77,7 @@ pub fn run(arguments: &[String]) -> Result<Counts> {
     let mut child = Command::new("cargo")
         .args(&command)
         .env("SLUICE_TEST_BINARIES_BUILT", "1")
-        .envs(rabbitmq.as_ref().map(RabbitServer::to_share))
+        .envs(shared.as_ref().map(RabbitServer::to_share))
         .current_dir(xtask::root())
         // nextest reports on standard error, cargo test on standard output: both are passed on, and counted.
         .stdout(if nextest { Stdio::inherit() } else { Stdio::piped() })
@@ -77,11 +93,7 @@ pub fn run(arguments: &[String]) -> Result<Counts> {
     for line in lines.lines() {
         let line = line?;
         eprintln!("{line}");
-        if let Some(found) = count(&line) {
-            counts.passed += found.passed;
-            counts.failed += found.failed;
-            counts.skipped += found.skipped;
-        }
+        counts = counts + count(&line).unwrap_or_default();
     }
     let status = child.wait()?;
     if !status.success() {
