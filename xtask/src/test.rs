@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use xtask::rabbitmq::{self, RabbitServer};
 use xtask::setup::{self, Accelerator};
 
@@ -37,6 +37,7 @@ impl std::fmt::Display for Counts {
 pub fn run(arguments: &[String]) -> Result<Counts> {
     let arguments = match arguments {
         [option, release, rest @ ..] if option == "--rabbitmq" => {
+            ensure!(release == "4", "--rabbitmq takes 4; without it the system's RabbitMQ is used");
             // SAFETY: nothing else runs in this process yet.
             unsafe { std::env::set_var(rabbitmq::RELEASE, release) };
             rest
@@ -69,7 +70,11 @@ pub fn run(arguments: &[String]) -> Result<Counts> {
         .stderr(Stdio::null())
         .status()
         .is_ok_and(|status| status.success());
-    let mut command = if nextest { vec!["nextest", "run", "--workspace", "--no-fail-fast"] } else { vec!["test", "--workspace", "--no-fail-fast"] };
+    let mut command = if nextest {
+        vec!["nextest", "run", "--workspace", "--no-fail-fast"]
+    } else {
+        vec!["test", "--workspace", "--no-fail-fast"]
+    };
     command.extend(arguments.iter().map(String::as_str));
     if without_rabbitmq {
         command.extend(if nextest { ["-E", "not test(rabbitmq::)"] } else { ["--", "--skip=rabbitmq::"] });
