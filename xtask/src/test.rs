@@ -75,6 +75,9 @@ pub fn run(arguments: &[String]) -> Result<Counts> {
     } else {
         vec!["test", "--workspace", "--no-fail-fast"]
     };
+    if nextest && std::env::var_os("CI").is_some() {
+        command.extend(["--profile", "ci"]);
+    }
     command.extend(arguments.iter().map(String::as_str));
     if without_rabbitmq {
         command.extend(if nextest { ["-E", "not test(rabbitmq::)"] } else { ["--", "--skip=rabbitmq::"] });
