@@ -131,7 +131,10 @@ pub struct Infer {
 /// their place and the reason.
 ///
 /// Answers travel by durable results: neither a broker restart nor a closed laptop loses one. An interrupted run goes
-/// on with --resume, and asks only for what is not answered yet.
+/// on with --resume, and asks only for what is not answered yet. Until all is written, it is in OUTPUT.partial, and the
+/// state of the run in OUTPUT.job.
+///
+/// One bad row costs its neighbours nothing: the rows of a message that failed are asked for again, in parts.
 ///
 /// Examples:
 ///   sluice submit digits digits.csv.gz --columns 0-63 -o answers.jsonl
@@ -148,7 +151,7 @@ pub struct Submit {
     /// Where answers go; - for standard output
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
-    /// Where rows that failed go [default: OUTPUT.errors]
+    /// Where rows that failed go, if any do [default: OUTPUT.errors, or sluice.errors]
     #[arg(long, value_name = "FILE")]
     pub errors: Option<PathBuf>,
     /// What the files are; told from their names otherwise
@@ -172,10 +175,10 @@ pub struct Submit {
     /// Go on with an interrupted run that wrote the same output
     #[arg(long, conflicts_with = "overwrite")]
     pub resume: bool,
-    /// Replace an output that is there
+    /// Replace what is there: the output, the errors and the state of an interrupted run
     #[arg(long)]
     pub overwrite: bool,
-    /// Drop a request that was not answered this long after it was sent
+    /// Drop a request that was not answered this long after it was sent: its rows fail
     #[arg(long, value_parser = humantime::parse_duration, value_name = "TIME")]
     pub deadline: Option<Duration>,
     /// Print the summary as JSON

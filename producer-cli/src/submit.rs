@@ -1,19 +1,21 @@
 //! `sluice submit`: the rows of files, through a model, into a file.
 
 mod chunk;
+mod divide;
 mod flow;
 mod journal;
 mod output;
+mod paths;
 mod progress;
+mod target;
 mod waiting;
 
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, anyhow};
 use sluice_core::JobId;
-use sluice_core::print::count;
+use sluice_core::print::{Unprinted, count};
 
 use crate::cli::{Global, ReplyMode, Submit};
 use crate::input::Reading;
@@ -23,18 +25,16 @@ use chunk::Reader;
 use flow::{Ended, Flow};
 use journal::{Journal, Source, Written};
 use output::Output;
-use progress::Progress;
+use paths::Paths;
+use progress::{Progress, Summary};
+use target::Begin;
 
 pub async fn run(global: &Global, options: Submit) -> Result<ExitCode> {
     let paths = Paths::of(&options)?;
     let sources = options.files.iter().map(|file| Source::of(file)).collect::<Result<Vec<_>>>()?;
     let journal = match paths.journal.as_deref() {
         Some(path) if options.resume => Some(Journal::open(path)?),
-        Some(path) => {
-            paths.refuse_to_replace(&options, path)?;
-            None
-        }
-        None => None,
+        _ => None,
     };
     let settings = Journal {
         job: match &journal {
@@ -45,6 +45,8 @@ pub async fn run(global: &Global, options: Submit) -> Result<ExitCode> {
         sources,
         rows_per_message: options.rows_per_message,
         columns: options.columns.clone(),
+        errors: paths.errors.path.clone(),
+        replace: options.overwrite,
         written: Written::default(),
     };
     if let Some(earlier) = &journal {
@@ -73,7 +75,22 @@ pub async fn run(global: &Global, options: Submit) -> Result<ExitCode> {
     let progress = Progress::start(total);
     // Files are opened here, so that a wrong name or a wrong choice of columns is an error before anything is written.
     let reader = Reader::start(reading, options.files.clone(), options.rows_per_message, journal.written.rows)?;
-    let output = Output::open(&paths, &journal.written)?;
+    let begin = match (resumed, options.overwrite) {
+        (true, _) => Begin::After(0),
+        (false, true) => Begin::Over,
+        (false, false) => Begin::New,
+    };
+    let mut output = Output::open(&paths, &journal.written, begin, journal.replace)?;
+    let mut kept = paths.journal.as_ref().map(|path| (path.clone(), journal.clone()));
+    if let Some((path, journal)) = &kept {
+        // Before anything is asked for: whatever happens then, it can be gone on with.
+        journal.save(path).inspect_err(|_| {
+            if begin == Begin::New {
+                output.discard()
+            }
+        })?;
+    }
+    paths.forget_what_is_replaced()?;
     let (results_of, job) = (Arc::clone(&broker), journal.job.clone());
     let flow = Flow {
         broker,
@@ -86,39 +103,57 @@ pub async fn run(global: &Global, options: Submit) -> Result<ExitCode> {
         body_bytes: model.body_bytes,
         resumed_at: resumed.then_some(journal.written.chunks),
     };
-    let mut journal = paths.journal.as_ref().map(|path| (path.clone(), journal));
-    let (ended, summary) = flow.run(reader, replies, output, &progress, &mut journal).await?;
+    let done = flow.run(reader, replies, &mut output, &progress, &mut kept).await;
     progress.finish();
-
-    match ended {
-        Ended::Complete => {
-            if let Some((path, _)) = &journal {
-                std::fs::remove_file(path).or_else(ignore_missing)?;
+    let way_on = match (&kept, &paths.output) {
+        (Some((path, _)), _) => {
+            format!("go on with the same command and --resume (the state is in {})", path.display())
+        }
+        (None, Some(target)) => format!("what there is stays in {}", target.written().display()),
+        (None, None) => String::new(),
+    };
+    match done {
+        Err(error) => Err(with_way_on(error, &way_on)),
+        Ok((Ended::Interrupted, summary)) => {
+            eprintln!(
+                "interrupted; {} written{}{way_on}",
+                count(summary.rows, "row is", "rows are"),
+                if way_on.is_empty() { "" } else { "; " }
+            );
+            Ok(ExitCode::from(exit::INTERRUPTED))
+        }
+        Ok((Ended::Complete, summary)) => {
+            output.finish().map_err(|error| with_way_on(error, &way_on))?;
+            if let Some((path, _)) = &kept {
+                std::fs::remove_file(path)
+                    .or_else(ignore_missing)
+                    .with_context(|| format!("all is written, but `{}` cannot be removed", path.display()))?;
             }
             if options.reply == ReplyMode::Durable
                 && let Err(error) = results_of.remove_results(&job).await
             {
                 eprintln!("everything is written, but its copy on the broker could not be removed: {error}");
             }
-        }
-        Ended::Interrupted => {
-            match &journal {
-                Some((path, _)) => eprintln!(
-                    "interrupted; {} rows are written. Go on with the same command and --resume (the state is in {})",
-                    summary.rows,
-                    path.display()
-                ),
-                None => eprintln!("interrupted; {} rows are written", summary.rows),
-            }
-            return Ok(ExitCode::from(exit::INTERRUPTED));
+            conclude(&options, &paths, &summary)
         }
     }
+}
+
+/// What went wrong, and what can be done about it.
+fn with_way_on(error: Error, way_on: &str) -> Error {
+    match error.is::<Unprinted>() || way_on.is_empty() {
+        true => error,
+        false => anyhow!("{error:#}; when that is mended, {way_on}"),
+    }
+}
+
+fn conclude(options: &Submit, paths: &Paths, summary: &Summary) -> Result<ExitCode> {
     if options.json {
-        println!("{}", serde_json::to_string(&summary)?);
+        println!("{}", serde_json::to_string(summary)?);
     } else {
         eprintln!("{summary}");
         if summary.failed > 0 {
-            eprintln!("{} failed: {}", count(summary.failed, "row", "rows"), paths.errors.display());
+            eprintln!("{} failed: {}", count(summary.failed, "row", "rows"), paths.errors.path.display());
         }
     }
     Ok(if summary.failed > 0 { ExitCode::from(exit::SOME_FAILED) } else { ExitCode::SUCCESS })
@@ -126,64 +161,4 @@ pub async fn run(global: &Global, options: Submit) -> Result<ExitCode> {
 
 fn ignore_missing(error: std::io::Error) -> std::io::Result<()> {
     if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
-}
-
-/// Where everything goes.
-pub struct Paths {
-    /// `None` for standard output.
-    output: Option<PathBuf>,
-    errors: PathBuf,
-    /// Where the state of a run is kept that can be resumed.
-    journal: Option<PathBuf>,
-}
-
-impl Paths {
-    fn of(options: &Submit) -> Result<Self> {
-        let to_stdout = options.output == Path::new("-");
-        let beside = |suffix: &str| {
-            let mut name = options.output.clone().into_os_string();
-            name.push(suffix);
-            PathBuf::from(name)
-        };
-        let errors = match &options.errors {
-            Some(errors) => errors.clone(),
-            None if to_stdout => PathBuf::from("sluice.errors"),
-            None => beside(".errors"),
-        };
-        let from_stdin = options.files.iter().any(|file| file == Path::new("-"));
-        if options.resume && (to_stdout || from_stdin) {
-            bail!(
-                "--resume needs files: what came from standard input or went to standard output cannot be gone over again"
-            );
-        }
-        if from_stdin && options.files.len() > 1 {
-            bail!("standard input (-) cannot be mixed with files");
-        }
-        let resumable = !to_stdout && !from_stdin && options.reply == ReplyMode::Durable;
-        Ok(Self {
-            output: (!to_stdout).then(|| options.output.clone()),
-            errors,
-            journal: resumable.then(|| beside(".job")),
-        })
-    }
-
-    fn refuse_to_replace(&self, options: &Submit, journal: &Path) -> Result<()> {
-        if options.overwrite {
-            return std::fs::remove_file(journal)
-                .or_else(ignore_missing)
-                .context("cannot replace the state of an earlier run");
-        }
-        if journal.exists() {
-            bail!(
-                "an earlier run that wrote `{}` was interrupted: go on with it by --resume, or start over by --overwrite",
-                options.output.display()
-            );
-        }
-        match &self.output {
-            Some(output) if output.exists() => {
-                bail!("`{}` is there already: replace it by --overwrite, or choose another name", output.display())
-            }
-            _ => Ok(()),
-        }
-    }
 }

@@ -16,6 +16,12 @@ pub struct Journal {
     pub sources: Vec<Source>,
     pub rows_per_message: u32,
     pub columns: Vec<String>,
+    /// Where rows that failed go.
+    #[serde(default)]
+    pub errors: PathBuf,
+    /// Whether what was there before may be replaced when all is written.
+    #[serde(default)]
+    pub replace: bool,
     pub written: Written,
 }
 
@@ -77,6 +83,8 @@ impl Journal {
             format!("it had --rows-per-message {}", self.rows_per_message)
         } else if self.columns != now.columns {
             format!("it had --columns {}", self.columns.join(" --columns "))
+        } else if self.errors != now.errors {
+            format!("it had --errors {}", self.errors.display())
         } else {
             return Ok(());
         };
@@ -88,7 +96,9 @@ impl Journal {
         let mut fresh = path.as_os_str().to_owned();
         fresh.push(".new");
         let failed = || format!("cannot write `{}`", path.display());
-        std::fs::write(&fresh, serde_json::to_vec_pretty(self)?).with_context(failed)?;
+        std::fs::write(&fresh, serde_json::to_vec_pretty(self)?)
+            .inspect_err(|_| drop(std::fs::remove_file(&fresh)))
+            .with_context(failed)?;
         std::fs::rename(&fresh, path).with_context(failed)
     }
 }

@@ -1,63 +1,82 @@
 //! The output files: answers in order, and what failed beside them.
 
 use std::fs::File;
-use std::io::{BufWriter, Seek, SeekFrom, Write};
-use std::path::PathBuf;
+use std::io::{BufWriter, Stdout, Write};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use sluice_core::broker::Reply;
-use sluice_core::{Datatype, Failure, Tensor, codec};
+use sluice_core::print::Unprinted;
+use sluice_core::{Datatype, ErrorCode, Failure, Tensor, codec};
 
-use super::Paths;
-use super::chunk::Chunk;
 use super::journal::Written;
+use super::paths::Paths;
+use super::target::{Begin, Target};
+use super::waiting::{Asked, Entry};
 
 /// Where answers go.
 pub struct Output {
-    answers: Box<dyn Write>,
-    errors_path: PathBuf,
+    answers: Answers,
+    errors_target: Target,
     /// Made when the first row fails.
     errors: Option<BufWriter<File>>,
+    begin: Begin,
+    /// What an earlier run left may be replaced.
+    replace: bool,
     pub written: Written,
 }
 
+enum Answers {
+    Stdout(BufWriter<Stdout>),
+    File(Target, BufWriter<File>),
+}
+
 impl Output {
-    /// Opens the output, cut to what was written when the state was kept.
-    pub fn open(paths: &Paths, written: &Written) -> Result<Self> {
-        let answers: Box<dyn Write> = match &paths.output {
-            None => Box::new(BufWriter::new(std::io::stdout())),
-            Some(path) => Box::new(cut(path, written.output_bytes)?),
+    /// Opens the output: anew, or cut to what was written when the state was kept.
+    pub fn open(paths: &Paths, written: &Written, begin: Begin, replace: bool) -> Result<Self> {
+        let after = |bytes| if let Begin::After(_) = begin { Begin::After(bytes) } else { begin };
+        let answers = match &paths.output {
+            None => Answers::Stdout(BufWriter::new(std::io::stdout())),
+            Some(target) => Answers::File(target.clone(), target.open(after(written.output_bytes))?),
         };
-        let errors = if written.error_bytes > 0 {
-            Some(cut(&paths.errors, written.error_bytes)?)
-        } else {
-            // Those of an earlier run are not of this one.
-            std::fs::remove_file(&paths.errors)
+        let errors = match written.error_bytes {
+            0 => None,
+            bytes => Some(paths.errors.open(after(bytes))?),
+        };
+        if let (Begin::After(_), None, Some(partial)) = (begin, &errors, &paths.errors.partial) {
+            // Of rows that failed after the state was kept: they are asked for again.
+            std::fs::remove_file(partial)
                 .or_else(super::ignore_missing)
-                .with_context(|| format!("cannot replace `{}`", paths.errors.display()))?;
-            None
-        };
-        Ok(Self { answers, errors_path: paths.errors.clone(), errors, written: *written })
+                .with_context(|| cannot_write(&paths.errors))?;
+        }
+        let begin = if begin == Begin::Over { Begin::Over } else { Begin::New };
+        Ok(Self { answers, errors_target: paths.errors.clone(), errors, begin, replace, written: *written })
     }
 
-    /// Writes a chunk, given its reply if it was sent.
-    pub fn write(&mut self, chunk: &Chunk, reply: Option<&Reply>) -> Result<()> {
-        let answered = reply.map(|reply| read(reply, chunk.good as usize));
-        let mut position = 0;
+    /// Writes a chunk with its answers.
+    pub fn write(&mut self, entry: &Entry) -> Result<()> {
+        let chunk = &entry.chunk;
+        let mut asked = entry.asked.iter().map(|asked| (asked.rows.end, answer(asked))).peekable();
+        let (mut good, mut position) = (0, 0);
         for (offset, row) in chunk.rows.iter().enumerate() {
             let number = chunk.first_row + offset as u64;
-            let failure = match (&row.fault, &answered) {
-                (Some(fault), _) => Failure::invalid(fault.clone()),
-                (None, Some(Ok(outputs))) => {
-                    let line = answer_line(number, outputs, position)?;
-                    position += 1;
-                    self.answers.write_all(&line)?;
-                    self.written.output_bytes += line.len() as u64;
-                    continue;
+            let failure = if let Some(fault) = &row.fault {
+                Failure::invalid(fault.clone())
+            } else {
+                if asked.next_if(|(end, _)| *end <= good).is_some() {
+                    position = 0;
                 }
-                (None, Some(Err(failure))) => failure.clone(),
-                (None, None) => Failure::new(sluice_core::ErrorCode::Internal, "it was not sent"),
+                good += 1;
+                match asked.peek() {
+                    Some((_, Ok(outputs))) => {
+                        let line = answer_line(number, outputs, position)?;
+                        position += 1;
+                        self.answer(&line)?;
+                        continue;
+                    }
+                    Some((_, Err(failure))) => failure.clone(),
+                    None => Failure::new(ErrorCode::Internal, "it was not sent"),
+                }
             };
             let line = json!({
                 "row": number, "file": &*row.place.file, "line": row.place.line, "code": failure.code, "error": failure.message,
@@ -69,15 +88,21 @@ impl Output {
         Ok(())
     }
 
+    fn answer(&mut self, line: &[u8]) -> Result<()> {
+        match &mut self.answers {
+            Answers::Stdout(stdout) => stdout.write_all(line).map_err(Unprinted::from)?,
+            Answers::File(target, file) => file.write_all(line).with_context(|| cannot_write(target))?,
+        }
+        self.written.output_bytes += line.len() as u64;
+        Ok(())
+    }
+
     fn fail(&mut self, line: &str) -> Result<()> {
-        let path = &self.errors_path;
-        let failed = || format!("cannot write `{}`", path.display());
-        if self.errors.is_none() {
-            self.errors = Some(BufWriter::new(File::create(path).with_context(failed)?));
-        }
-        if let Some(errors) = &mut self.errors {
-            errors.write_all(line.as_bytes()).with_context(failed)?;
-        }
+        let file = match &mut self.errors {
+            Some(file) => file,
+            None => self.errors.insert(self.errors_target.open(self.begin)?),
+        };
+        file.write_all(line.as_bytes()).with_context(|| cannot_write(&self.errors_target))?;
         self.written.error_bytes += line.len() as u64;
         self.written.failed += 1;
         Ok(())
@@ -85,22 +110,50 @@ impl Output {
 
     /// Hands everything to the system.
     pub fn flush(&mut self) -> Result<()> {
-        self.answers.flush().context("cannot write the output")?;
+        match &mut self.answers {
+            Answers::Stdout(stdout) => stdout.flush().map_err(Unprinted::from)?,
+            Answers::File(target, file) => file.flush().with_context(|| cannot_write(target))?,
+        }
         if let Some(errors) = &mut self.errors {
-            errors.flush().context("cannot write the errors")?;
+            errors.flush().with_context(|| cannot_write(&self.errors_target))?;
         }
         Ok(())
     }
+
+    /// Takes away what was opened: nothing is in it yet.
+    pub fn discard(&self) {
+        if let Answers::File(Target { partial: Some(partial), .. }, _) = &self.answers {
+            let _ = std::fs::remove_file(partial);
+        }
+    }
+
+    /// Puts what is complete in its place.
+    pub fn finish(mut self) -> Result<()> {
+        // What an earlier run wrote of its failures is not true of this one.
+        if self.errors.is_none() && self.replace && self.errors_target.is_file() && self.errors_target.place.exists() {
+            self.errors = Some(self.errors_target.open(Begin::Over)?);
+        }
+        self.flush()?;
+        if let Some(errors) = &self.errors {
+            self.errors_target.finish(errors.get_ref(), self.replace)?;
+        }
+        match &self.answers {
+            Answers::Stdout(_) => Ok(()),
+            Answers::File(target, file) => target.finish(file.get_ref(), self.replace),
+        }
+    }
 }
 
-fn cut(path: &PathBuf, bytes: u64) -> Result<BufWriter<File>> {
-    let open = || -> std::io::Result<File> {
-        let mut file = File::options().create(true).truncate(false).write(true).open(path)?;
-        file.set_len(bytes)?;
-        file.seek(SeekFrom::Start(bytes))?;
-        Ok(file)
-    };
-    Ok(BufWriter::with_capacity(1 << 16, open().with_context(|| format!("cannot write `{}`", path.display()))?))
+fn cannot_write(target: &Target) -> String {
+    format!("cannot write `{}`", target.written().display())
+}
+
+/// What became of rows that were asked for together.
+fn answer(asked: &Asked) -> Result<Vec<Tensor>, Failure> {
+    match &asked.reply {
+        Some(reply) => read(reply, asked.rows.len()),
+        None => Err(Failure::new(ErrorCode::Internal, "it was not answered")),
+    }
 }
 
 fn read(reply: &Reply, rows: usize) -> Result<Vec<Tensor>, Failure> {
@@ -111,7 +164,7 @@ fn read(reply: &Reply, rows: usize) -> Result<Vec<Tensor>, Failure> {
     match response.outputs.iter().find(|output| output.rows() != rows) {
         None => Ok(response.outputs),
         Some(output) => Err(Failure::new(
-            sluice_core::ErrorCode::Internal,
+            ErrorCode::Internal,
             format!("the answer has {} rows of `{}` for {rows} that were sent", output.rows(), output.name),
         )),
     }

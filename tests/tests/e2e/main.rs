@@ -80,7 +80,11 @@ on_each_broker! {
         what_is_wrong_is_said_at_once_and_by_name,
         a_file_is_not_held_in_memory;
     outputs:
-        a_closed_pipe_ends_a_command_quietly_and_a_full_disk_is_an_error;
+        a_closed_pipe_ends_a_command_quietly_and_a_full_disk_is_an_error,
+        nothing_that_a_run_did_not_make_is_replaced_or_removed,
+        a_run_that_could_not_write_says_so_and_is_gone_on_with,
+        a_bad_row_costs_its_neighbours_nothing,
+        a_deadline_ends_the_wait_for_a_model_that_nobody_serves;
     operations:
         a_worker_may_start_before_its_broker_and_says_what_it_waits_for,
         the_queue_command_counts_what_waits,

@@ -1,0 +1,130 @@
+//! Requests: made, submitted until the broker has them, asked again, and given up.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use sluice_core::broker::{BrokerError, Receipt, Reply, Submission};
+use sluice_core::clock::unix_ms;
+use sluice_core::{Envelope, ErrorCode, Failure, codec};
+
+use super::super::divide::part;
+use super::super::waiting::{Asked, Key, Waiting};
+use super::{Flow, Sent, UnderWay};
+use crate::cli::ReplyMode;
+use crate::common;
+
+/// The pause before a submission is repeated that the broker did not take.
+const PAUSE: Duration = Duration::from_millis(250);
+/// An answer that went straight back and has not come by then may be lost.
+const PERHAPS_LOST: Duration = Duration::from_secs(20);
+/// How long after its deadline a request may still be answered: workers say themselves that it has passed, if there are any.
+const GRACE: Duration = Duration::from_secs(2);
+
+impl Flow<'_> {
+    /// The request for these rows; none if their chunk is gone.
+    pub(super) fn submission(&self, key: &Key, rows: &Range<u32>, now: &UnderWay) -> Result<Option<Submission>> {
+        let Some(chunk) = now.waiting.entry(key.chunk).map(|entry| &entry.chunk) else { return Ok(None) };
+        let Some(body) = &chunk.body else { return Ok(None) };
+        let body: Bytes = match key.is_part() {
+            true => part(body, rows).map_err(|failure| anyhow::anyhow!(failure.message))?,
+            false => body.clone(),
+        };
+        let deadline = self.deadline.map(|deadline| unix_ms() + deadline.as_millis() as u64);
+        let envelope = Envelope {
+            reply_to: Some(now.replies.reply_to()),
+            lane: self.routing.lane,
+            then: self.routing.then.clone(),
+            version: self.routing.model_version.clone(),
+            tenant: self.routing.tenant.clone(),
+            rows: rows.len() as u32,
+            deadline,
+            source: Some("/sluice/submit".into()),
+            ..Envelope::new(key.id(&self.job)?)
+        };
+        Ok(Some(Submission::new(self.model.clone(), envelope, body)))
+    }
+
+    /// Submits until the broker has it or refuses it for good. A full queue and an outage are waited out.
+    pub(super) fn submit(&self, key: Key, submission: Submission) -> BoxFuture<'static, (Key, Sent)> {
+        let broker = Arc::clone(&self.broker);
+        let body_bytes = self.body_bytes;
+        Box::pin(async move {
+            let size = submission.body.len();
+            if let Some(limit) = body_bytes.filter(|limit| size as u64 > *limit) {
+                let limit = format!("the queue takes {limit} bytes; lower --rows-per-message");
+                return (key, Sent::Refused(BrokerError::TooLarge { size, limit }));
+            }
+            loop {
+                match broker.submit(submission.clone()).await {
+                    Ok(Receipt::Queued | Receipt::Duplicate) => return (key, Sent::Queued),
+                    Err(error) if error.is_transient() => tokio::time::sleep(PAUSE).await,
+                    Err(error) => return (key, Sent::Refused(error)),
+                }
+            }
+        })
+    }
+
+    /// A message that is too large or too late costs its own rows; anything else would fail for all alike.
+    pub(super) fn refused(&self, key: Key, error: BrokerError, now: &mut UnderWay) -> Result<()> {
+        let code = match error {
+            BrokerError::TooLarge { .. } => ErrorCode::InvalidArgument,
+            BrokerError::Expired(_) => ErrorCode::DeadlineExceeded,
+            other => return Err(other.into()),
+        };
+        self.failed(key, &Failure::new(code, error.to_string()), now)
+    }
+
+    /// As if a worker had answered this.
+    fn failed(&self, key: Key, failure: &Failure, now: &mut UnderWay) -> Result<()> {
+        let id = key.id(&self.job)?;
+        let content_type = codec::ContentType::default();
+        let body = codec::encode_failure(content_type, id.as_str(), failure);
+        self.answered(key, Reply { id, error: Some(failure.code), content_type, body, traceparent: None }, now)
+    }
+
+    /// Nobody need be there to say that a deadline has passed: the model may be stopped, and its requests wait.
+    pub(super) fn give_up_late(&self, now: &mut UnderWay) -> Result<()> {
+        let Some(deadline) = self.deadline else { return Ok(()) };
+        let late = |asked: &&mut Asked| asked.sent.elapsed() > deadline + GRACE;
+        let late: Vec<Key> = now.waiting.open().filter(late).map(|asked| asked.key.clone()).collect();
+        let reason = format!("no answer came within the deadline of {}", common::short(deadline));
+        let failure = Failure::new(ErrorCode::DeadlineExceeded, reason);
+        late.into_iter().try_for_each(|key| self.failed(key, &failure, now))
+    }
+
+    /// What went straight back and was lost is asked for once more.
+    pub(super) async fn ask_again(&self, now: &mut UnderWay) -> Result<()> {
+        if self.mode != ReplyMode::Inbox || !self.nothing_waits_for(&mut now.waiting).await {
+            return Ok(());
+        }
+        let lost = now.waiting.open().map(|asked| {
+            asked.again += 1;
+            asked.sent = Instant::now();
+            (asked.key.clone(), asked.rows.clone(), asked.again)
+        });
+        for (key, rows, again) in lost.collect::<Vec<_>>() {
+            if let Some(submission) = self.submission(&key, &rows, now)? {
+                now.submitting.push(self.submit(key, submission.again(again)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether answers are overdue and the queue is empty: then they were lost on the way.
+    async fn nothing_waits_for(&self, waiting: &mut Waiting) -> bool {
+        // Each time twice as long: not every broker tells what still runs.
+        let overdue = |asked: &Asked| asked.sent.elapsed() > PERHAPS_LOST * 2_u32.saturating_pow(asked.again);
+        let mut open = waiting.open().map(|asked| overdue(asked)).peekable();
+        if open.peek().is_none() || !open.all(|overdue| overdue) {
+            return false;
+        }
+        let Ok(lanes) = self.broker.depth(&self.model).await else { return false };
+        lanes
+            .iter()
+            .all(|lane| lane.ready.clone().known() == Some(0) && lane.in_flight.clone().known().unwrap_or(0) == 0)
+    }
+}
