@@ -95,6 +95,47 @@ impl Options {
         self.url.split(',').map(|url| Url::parse(url.trim())).collect()
     }
 
+    /// What cannot be right whatever the broker says, each with its key, for a check of the configuration.
+    pub fn faults(&self) -> Vec<String> {
+        const SCHEMES: [(&str, &str); 4] = [("nats", "nats"), ("tls", "nats"), ("amqp", "amqp"), ("amqps", "amqp")];
+        let mut faults = Vec::new();
+        let mut protocols = Vec::new();
+        for url in self.urls() {
+            let scheme = url.as_ref().map_or("", Url::scheme);
+            match SCHEMES.iter().find(|(known, _)| *known == scheme) {
+                Some((_, protocol)) => protocols.push(*protocol),
+                None => faults.push(format!(
+                    "`broker.url` is `{}`: it does not begin with nats://, tls://, amqp:// or amqps://",
+                    self.shown_url()
+                )),
+            }
+        }
+        if protocols.windows(2).any(|pair| pair[0] != pair[1]) {
+            faults.push("`broker.url` names brokers of two kinds: several URLs are the nodes of one".into());
+        }
+        let files = [
+            ("credentials", &self.credentials),
+            ("tls_ca", &self.tls_ca),
+            ("tls_certificate", &self.tls_certificate),
+            ("tls_key", &self.tls_key),
+        ];
+        for (key, file) in files {
+            if let Some(file) = file
+                && let Err(error) = std::fs::File::open(file)
+            {
+                faults.push(format!("`broker.{key}` is `{}`, which cannot be read: {error}", file.display()));
+            }
+        }
+        if self.tls_certificate.is_some() != self.tls_key.is_some() {
+            faults.push("`broker.tls_certificate` and `broker.tls_key` are of use only together".into());
+        }
+        let management = self.management.as_deref().map(Url::parse);
+        if management.is_some_and(|url| url.map_or(true, |url| !matches!(url.scheme(), "http" | "https"))) {
+            faults.push("`broker.management` is not a URL that begins with http:// or https://".into());
+        }
+        faults
+    }
+
     /// The URL for logs and errors: passwords and tokens are left out.
     pub fn shown_url(&self) -> String {
         let shown = self.urls().into_iter().map(|url| match url {
@@ -116,6 +157,23 @@ impl Options {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_right_is_told_with_its_key() {
+        let faults = |options: Options| options.faults().join("; ");
+        for good in ["nats://a:1", "tls://a,nats://b", "amqps://u:p@a/v"] {
+            assert_eq!(faults(Options::new(good, "test")), "", "{good}");
+        }
+        for bad in ["xyz://1", "localhost:4222", "", "nats://a,", "nats://a,amqp://b"] {
+            assert!(faults(Options::new(bad, "test")).contains("`broker.url`"), "{bad}");
+        }
+        let options = Options { tls_ca: Some("/nowhere/ca.pem".into()), ..Options::default() };
+        assert!(faults(options).contains("`broker.tls_ca` is `/nowhere/ca.pem`, which cannot be read"));
+        let options = Options { tls_key: Some("/dev/null".into()), ..Options::default() };
+        assert!(faults(options).contains("only together"));
+        let options = Options { management: Some("localhost:15672".into()), ..Options::default() };
+        assert!(faults(options).contains("`broker.management`"));
+    }
 
     #[test]
     fn secrets_are_not_shown() {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sluice_core::{Lane, ModelName};
 
+use crate::context::Configured;
 use crate::model::Model;
 pub use fleet::{Acquire, Dev, Hosts, HostsCommand, Lease, LeaseCommand, Scale, ScaleCommand, Slots};
 
@@ -26,16 +27,14 @@ pub struct Arguments {
 
 #[derive(Args)]
 pub struct Global {
+    /// The configuration file, the same as the services'; flags and environment go over it [default: sluice.toml in your
+    /// configuration folder, if it is there]. `sluice context` tells what is used
+    #[arg(long, global = true, env = "SLUICE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// The message broker: nats://user:password@host:port or tls://..., amqp://user:password@host:port/vhost or amqps://...
-    #[arg(
-        long,
-        global = true,
-        env = "SLUICE_BROKER",
-        hide_env_values = true,
-        default_value = "nats://127.0.0.1:4222",
-        value_name = "URL"
-    )]
-    pub broker: String,
+    /// [default: what the configuration says, else nats://127.0.0.1:4222]
+    #[arg(long, global = true, env = "SLUICE_BROKER", hide_env_values = true, value_name = "URL")]
+    pub broker: Option<String>,
     /// RabbitMQ's management API, such as http://user:password@host:15672, if it is not at the broker's host and the usual
     /// port
     #[arg(long, global = true, env = "SLUICE_MANAGEMENT", value_name = "URL", hide_env_values = true)]
@@ -46,6 +45,9 @@ pub struct Global {
     /// A file of root certificates for TLS
     #[arg(long, global = true, env = "SLUICE_TLS_CA", value_name = "FILE")]
     pub tls_ca: Option<PathBuf>,
+    /// What the configuration says.
+    #[arg(skip)]
+    pub configured: Configured,
 }
 
 impl Command {
@@ -60,6 +62,7 @@ impl Command {
             Command::Slots(options) => options.json,
             Command::Scale(options) => options.json,
             Command::Lease(options) => options.json,
+            Command::Context(options) => options.json,
             // An answer is always JSON; an error before it is for people.
             Command::Infer(_) | Command::Dev(_) | Command::Completions { .. } => false,
         }
@@ -86,6 +89,8 @@ pub enum Command {
     Scale(Scale),
     /// Lend devices to other work, such as training
     Lease(Lease),
+    /// Tell which configuration, broker and registry commands use
+    Context(Context),
     /// Run a whole deployment on this machine, in the foreground
     Dev(Dev),
     /// Print a completion script for a shell
@@ -244,6 +249,17 @@ pub struct Queue {
     /// Show again every second, until Ctrl-C
     #[arg(short, long)]
     pub watch: bool,
+    /// Print JSON for machines
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Tell which configuration file, broker and registry commands use, and who says so. Passwords are masked.
+#[derive(Args)]
+pub struct Context {
+    /// Where models are kept, as of `sluice model`
+    #[arg(long, env = "SLUICE_REGISTRY", value_name = "URL", hide_env_values = true)]
+    pub registry: Option<String>,
     /// Print JSON for machines
     #[arg(long)]
     pub json: bool,

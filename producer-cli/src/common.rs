@@ -5,20 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
-use sluice_broker::Options;
 use sluice_core::{Broker, BrokerError, print};
 
 use crate::cli::Global;
-
-/// How to reach the broker.
-pub fn options(global: &Global) -> Options {
-    Options {
-        credentials: global.credentials.clone(),
-        tls_ca: global.tls_ca.clone(),
-        management: global.management.clone(),
-        ..Options::new(&global.broker, "sluice (command line)")
-    }
-}
 
 /// Asks a person; without one there is no way but the flag.
 pub fn confirm(question: &str) -> Result<bool> {
@@ -33,10 +22,11 @@ pub fn confirm(question: &str) -> Result<bool> {
 
 /// Connects, or says within 3 s that nobody answers.
 pub async fn connect(global: &Global) -> Result<Arc<dyn Broker>> {
-    sluice_broker::connect(&options(global)).await.map_err(|error| match error {
+    sluice_broker::connect(&global.options()).await.map_err(|error| match error {
         BrokerError::Unreachable { ref url, ref source } => {
             anyhow!(
-                "no broker answers at `{url}` ({source}): start it, or name another with --broker URL or SLUICE_BROKER"
+                "no broker answers at `{url}` ({source}): start it, or name another with --broker URL, SLUICE_BROKER or \
+                 --config FILE"
             )
         }
         other => other.into(),

@@ -93,11 +93,11 @@ async fn start(
 ) -> Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make `{}`", folder.display()))?;
     let (url, registry) = match options.external {
-        true => (global.broker.clone(), options.registry.clone()),
+        true => (global.options().url, options.registry.clone()),
         false => (start_nats(options, folder, parts, log, lines).await?, options.registry.clone()),
     };
     let registry = registry.unwrap_or_else(|| format!("file://{}/registry", folder.display()));
-    let reached = Reached { broker: url, registry, by: options.external.then_some(global) };
+    let reached = Reached { broker: url, registry, by: options.external.then(|| global.options()) };
     let config = folder.join("sluice.toml");
     let (worker, scaler) = (free_port()?, free_port()?);
     let cache = folder.join("packages");
@@ -118,6 +118,7 @@ async fn start(
         requests.push(request(&package)?);
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["model", "deploy"]).arg(&package).args(["--start", "--wait"]);
+        command.env("SLUICE_CONFIG", &config);
         for (name, value) in reached.environment()? {
             match value {
                 Some(value) => command.env(name, value),
@@ -143,7 +144,8 @@ async fn start(
     println!("in another terminal:");
     let exports = reached.environment()?.into_iter();
     let exports: Vec<String> = exports.filter_map(|(name, value)| Some(format!("{name}={}", value?))).collect();
-    println!("  export {}", exports.join(" "));
+    // Not a file of the user's own: what that says of another broker is not for this one.
+    println!("  export SLUICE_CONFIG={} {}", config.display(), exports.join(" "));
     for request in requests {
         println!("  {sluice} {request}");
     }

@@ -6,6 +6,7 @@ extern crate sluice_core;
 
 mod cli;
 mod common;
+mod context;
 mod dead;
 mod dev;
 mod ends;
@@ -74,7 +75,10 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let Arguments { global, command } = arguments;
+    let Arguments { mut global, command } = arguments;
+    if !matches!(command, Command::Completions { .. }) {
+        global.configured = context::Configured::read(global.config.clone())?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match command {
@@ -87,6 +91,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Slots(options) => hosts::slots(&global, options).await,
             Command::Scale(options) => scale::run(&global, options).await,
             Command::Lease(options) => lease::run(&global, options).await,
+            Command::Context(options) => context::show(&global, &options),
             Command::Dev(options) => dev::run(&global, options).await,
             Command::Completions { shell } => {
                 let mut script = Vec::new();

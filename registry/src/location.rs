@@ -27,6 +27,19 @@ impl Location {
     pub fn new(url: impl Into<String>) -> Self {
         Self { url: url.into(), options: BTreeMap::new() }
     }
+
+    /// What cannot be right, for a check of the configuration.
+    pub fn fault(&self) -> Option<String> {
+        let scheme = self.url.trim().split_once("://").map_or("", |(scheme, _)| scheme);
+        let known = SCHEMES.contains(&scheme) || self.url.trim().is_empty();
+        (!known).then(|| format!("`registry.url`: {}", unknown(self.url.trim())))
+    }
+}
+
+const SCHEMES: [&str; 6] = ["file", "s3", "gs", "az", "nats", "tls"];
+
+fn unknown(url: &str) -> String {
+    format!("registry URL `{url}` does not begin with file://, s3://, gs://, az://, nats:// or tls://")
 }
 
 /// Opens the registry. `broker` says how to reach the broker, for credentials and for a deployment that needs no other store.
@@ -44,11 +57,7 @@ pub async fn open(location: &Location, broker: &Options) -> Result<Registry> {
         "" if url.is_empty() => on_broker(broker.clone()).await?,
         "nats" | "tls" => on_broker(Options { url: url.to_owned(), ..broker.clone() }).await?,
         "file" | "s3" | "gs" | "az" => Arc::new(Objects::open(url, &location.options)?),
-        _ => {
-            return Err(RegistryError::Unusable(format!(
-                "registry URL `{url}` does not begin with file://, s3://, gs://, az://, nats:// or tls://"
-            )));
-        }
+        _ => return Err(RegistryError::Unusable(unknown(url))),
     };
     Ok(Registry::new(store))
 }

@@ -68,7 +68,8 @@ impl Default for ScalerConfig {
 impl Config {
     /// Checks what types cannot; all faults at once.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let mut faults = Vec::new();
+        let mut faults = self.broker.faults();
+        faults.extend(self.registry.fault());
         if self.scaler.interval < Duration::from_millis(50) {
             faults.push(format!("`scaler.interval` is {:?}: 50ms or more", self.scaler.interval));
         }

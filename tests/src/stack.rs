@@ -224,6 +224,8 @@ impl Stack {
             .env("SLUICE_REGISTRY", self.registry_url())
             .envs(broker.management.map(|url| ("SLUICE_MANAGEMENT", url)))
             .envs(broker.tls_ca.map(|file| ("SLUICE_TLS_CA", file)))
+            // Not that of whoever runs the tests.
+            .env("XDG_CONFIG_HOME", self.folder())
             .current_dir(self.folder())
             .env_remove("RUST_LOG");
         Ok(command)

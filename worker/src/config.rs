@@ -148,7 +148,8 @@ impl Default for WorkerConfig {
 impl Config {
     /// Checks what types cannot; all faults at once.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let mut faults = Vec::new();
+        let mut faults = self.broker.faults();
+        faults.extend(self.registry.fault());
         let devices = [
             ("memory", self.worker.memory.keys().collect::<Vec<_>>()),
             ("capacity", self.worker.capacity.keys().collect()),

@@ -3,18 +3,17 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-
-use crate::cli::Global;
+use sluice_broker::Options;
 
 /// How the parts of the deployment reach the broker and the registry.
-pub struct Reached<'g> {
+pub struct Reached {
     pub broker: String,
     pub registry: String,
     /// What the command line says of a broker that is not this deployment's own.
-    pub by: Option<&'g Global>,
+    pub by: Option<Options>,
 }
 
-impl Reached<'_> {
+impl Reached {
     /// For services, which have their configuration in a file.
     pub fn sections(&self) -> Result<String> {
         let mut text = format!("[broker]\nurl = {}\n", quoted(&self.broker));
@@ -39,11 +38,11 @@ impl Reached<'_> {
         let file = |file: Option<&PathBuf>| -> Result<Option<String>> {
             Ok(file.map(std::path::absolute).transpose()?.map(|file| file.display().to_string()))
         };
-        let management = self.by.and_then(|global| global.management.clone());
+        let management = self.by.as_ref().and_then(|broker| broker.management.clone());
         Ok([
             ("management", "SLUICE_MANAGEMENT", management),
-            ("credentials", "SLUICE_CREDENTIALS", file(self.by.and_then(|global| global.credentials.as_ref()))?),
-            ("tls_ca", "SLUICE_TLS_CA", file(self.by.and_then(|global| global.tls_ca.as_ref()))?),
+            ("credentials", "SLUICE_CREDENTIALS", file(self.by.as_ref().and_then(|broker| broker.credentials.as_ref()))?),
+            ("tls_ca", "SLUICE_TLS_CA", file(self.by.as_ref().and_then(|broker| broker.tls_ca.as_ref()))?),
         ])
     }
 }
@@ -59,20 +58,20 @@ mod tests {
 
     #[test]
     fn all_that_is_said_of_a_broker_is_handed_on_but_not_to_one_of_its_own() {
-        let global = Global {
-            broker: "amqps://a:b@host/".into(),
+        let broker = Options {
             management: Some("https://host:15671".into()),
             credentials: Some("/etc/user.creds".into()),
             tls_ca: Some("/etc/\"ca\".pem".into()),
+            ..Options::new("amqps://a:b@host/", "test")
         };
         let mut reached =
-            Reached { broker: global.broker.clone(), registry: "file:///models".into(), by: Some(&global) };
+            Reached { broker: broker.url.clone(), registry: "file:///models".into(), by: Some(broker) };
         assert_eq!(
             reached.sections().expect("paths"),
             "[broker]\nurl = \"amqps://a:b@host/\"\nmanagement = \"https://host:15671\"\ncredentials = \"/etc/user.creds\"\n\
              tls_ca = \"/etc/\\\"ca\\\".pem\"\n[registry]\nurl = \"file:///models\"\n"
         );
-        let of = |reached: &Reached<'_>, variable: &str| {
+        let of = |reached: &Reached, variable: &str| {
             let environment = reached.environment().expect("paths");
             environment.into_iter().find(|(name, _)| *name == variable).and_then(|(_, value)| value)
         };

@@ -10,7 +10,7 @@ use sluice_core::broker::Limited;
 use sluice_core::manifest::Profile;
 use sluice_core::report::REVISED;
 use sluice_core::{Broker, BrokerError, ModelName};
-use sluice_registry::{Action, Change, Location, Registry, Revision};
+use sluice_registry::{Action, Change, Registry, Revision};
 
 use crate::cli::Global;
 use crate::common;
@@ -24,8 +24,8 @@ pub struct Desk {
 impl Desk {
     pub async fn open(global: &Global, registry: Option<&str>, json: bool) -> Result<Self> {
         let broker = common::connect(global).await?;
-        let location = Location::new(registry.unwrap_or_default());
-        let registry = sluice_registry::open(&location, &common::options(global)).await.context("--registry")?;
+        let location = global.registry(registry);
+        let registry = sluice_registry::open(&location, &global.options()).await.context("--registry")?;
         Ok(Self { registry, broker, json })
     }
 

@@ -91,6 +91,10 @@ pub async fn configuration_faults_are_told_with_their_keys(kind: Kind) -> Result
     assert!(text.contains("`worker.slots[0].device`") && text.contains("`worker.slots[0].count`"), "{text}");
     let text = run("[worker]\ndrain_time = 'soon'\n")?;
     assert!(text.contains("drain_time"), "{text}");
+    let text = run("[broker]\nurl = 'xyz://1'\ntls_ca = '/nowhere/ca.pem'\n[registry]\nurl = 'ftp://a'\n")?;
+    for fault in ["`broker.url` is `xyz://1`", "`/nowhere/ca.pem`, which cannot be read", "`registry.url`"] {
+        assert!(text.contains(fault), "`{fault}` is not in: {text}");
+    }
     Ok(())
 }
 
