@@ -12,6 +12,7 @@ mod names;
 mod publish;
 mod queue;
 mod reply;
+mod settings;
 mod settle;
 mod share;
 mod signal;
@@ -28,6 +29,7 @@ use sluice_core::broker::{
     Broker, Capabilities, Consumer, DeadLetter, LaneDepth, Leadership, Limited, QueueLimits, Receipt, Replied, Replies,
     Reply, Result, Signals, Submission,
 };
+use sluice_core::settings::{Apply, Settings};
 use sluice_core::{JobId, ModelName, ReplyTo, RequestId};
 
 pub(crate) use connect::connect;
@@ -118,6 +120,18 @@ impl Broker for Amqp {
 
     async fn lead(&self, office: &str, holder: &str) -> Result<Box<dyn Leadership>> {
         Ok(Box::new(lead::lead(&self.link, office, holder).await?))
+    }
+
+    async fn settings(&self) -> Result<Settings> {
+        settings::read(&self.link).await
+    }
+
+    async fn store_settings(&self, settings: &Settings) -> Result<()> {
+        settings::store(&self.link, settings).await
+    }
+
+    async fn apply_settings(&self, settings: &Settings, apply: Apply) -> Result<Vec<String>> {
+        settings::apply(&self.link, settings, apply).await
     }
 
     async fn close(&self) -> Result<()> {

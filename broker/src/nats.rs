@@ -15,6 +15,7 @@ mod publish;
 mod pull;
 mod queue;
 mod reply;
+mod settings;
 mod settle;
 mod signal;
 mod store;
@@ -32,6 +33,7 @@ use sluice_core::broker::{
     Broker, Capabilities, Consumer, DeadLetter, LaneDepth, Leadership, Limited, QueueLimits, Receipt, Replied, Replies,
     Reply, Result, Signals, Submission,
 };
+use sluice_core::settings::{Apply, Settings};
 use sluice_core::{JobId, ModelName, ReplyTo, RequestId};
 
 use crate::Options;
@@ -49,6 +51,7 @@ pub(crate) struct Nats {
     denials: Arc<error::Denials>,
     acks: Arc<acks::Acks>,
     keeper: Arc<keep::Keeper>,
+    settings: settings::State,
 }
 
 #[async_trait]
@@ -88,6 +91,7 @@ impl Broker for Nats {
     }
 
     async fn consume(&self, model: &ModelName, credit: usize) -> Result<Box<dyn Consumer>> {
+        settings::follow(self).await?;
         Ok(Box::new(consume::open(self, model, credit).await?))
     }
 
@@ -134,6 +138,18 @@ impl Broker for Nats {
 
     async fn lead(&self, office: &str, holder: &str) -> Result<Box<dyn Leadership>> {
         Ok(Box::new(lead::lead(self, office, holder).await?))
+    }
+
+    async fn settings(&self) -> Result<Settings> {
+        settings::read(self).await
+    }
+
+    async fn store_settings(&self, settings: &Settings) -> Result<()> {
+        settings::store(self, settings).await
+    }
+
+    async fn apply_settings(&self, settings: &Settings, apply: Apply) -> Result<Vec<String>> {
+        settings::apply(self, settings, apply).await
     }
 
     async fn close(&self) -> Result<()> {

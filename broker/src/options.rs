@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use sluice_core::settings::Settings;
+use tracing::warn;
 use url::Url;
 
 /// How to reach a broker.
@@ -23,20 +25,21 @@ pub struct Options {
     pub tls_certificate: Option<PathBuf>,
     /// This client's private key.
     pub tls_key: Option<PathBuf>,
-    /// Copies of each queue and of the results in a cluster.
-    pub replicas: usize,
-    /// How long the broker waits for a sign of life of a taken request before it delivers it again.
-    #[serde(with = "humantime_serde")]
-    pub hold_time: Duration,
-    /// Within this time a repeated submission id is stored once.
-    #[serde(with = "humantime_serde")]
-    pub dedupe_window: Duration,
-    /// How long durable results are kept.
-    #[serde(with = "humantime_serde")]
-    pub results_kept: Duration,
-    /// How long dead letters are kept.
-    #[serde(with = "humantime_serde")]
-    pub dead_letters_kept: Duration,
+    /// This and the next four are the deployment's ([`Settings`]): what is said here counts if this program is the first to come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<usize>,
+    /// See [`Settings::hold_time`].
+    #[serde(with = "humantime_serde::option", skip_serializing_if = "Option::is_none")]
+    pub hold_time: Option<Duration>,
+    /// See [`Settings::dedupe_window`].
+    #[serde(with = "humantime_serde::option", skip_serializing_if = "Option::is_none")]
+    pub dedupe_window: Option<Duration>,
+    /// See [`Settings::results_kept`].
+    #[serde(with = "humantime_serde::option", skip_serializing_if = "Option::is_none")]
+    pub results_kept: Option<Duration>,
+    /// See [`Settings::dead_letters_kept`].
+    #[serde(with = "humantime_serde::option", skip_serializing_if = "Option::is_none")]
+    pub dead_letters_kept: Option<Duration>,
     /// RabbitMQ's management API, `http://user:password@host:15672`: AMQP alone can neither list queues nor set their lengths.
     /// By default it is looked for at the broker's host with its credentials, on port 15672 (`amqps`: https on 15671).
     pub management: Option<String>,
@@ -72,11 +75,11 @@ impl Default for Options {
             tls_ca: None,
             tls_certificate: None,
             tls_key: None,
-            replicas: 1,
-            hold_time: Duration::from_secs(30),
-            dedupe_window: Duration::from_secs(120),
-            results_kept: Duration::from_secs(24 * 3600),
-            dead_letters_kept: Duration::from_secs(14 * 24 * 3600),
+            replicas: None,
+            hold_time: None,
+            dedupe_window: None,
+            results_kept: None,
+            dead_letters_kept: None,
             management: None,
             largest_message: 8 * 1024 * 1024,
             patience: Patience::default(),
@@ -93,6 +96,17 @@ impl Options {
     /// Each URL of a comma-separated list, parsed.
     pub(crate) fn urls(&self) -> Vec<Result<Url, url::ParseError>> {
         self.url.split(',').map(|url| Url::parse(url.trim())).collect()
+    }
+
+    /// The deployment's settings where nobody stored any: this program's own over these.
+    pub(crate) fn settings(&self, over: Settings) -> Settings {
+        Settings {
+            replicas: self.replicas.unwrap_or(over.replicas),
+            hold_time: self.hold_time.unwrap_or(over.hold_time),
+            dedupe_window: self.dedupe_window.unwrap_or(over.dedupe_window),
+            results_kept: self.results_kept.unwrap_or(over.results_kept),
+            dead_letters_kept: self.dead_letters_kept.unwrap_or(over.dead_letters_kept),
+        }
     }
 
     /// What cannot be right whatever the broker says, each with its key, for a check of the configuration.
@@ -133,6 +147,8 @@ impl Options {
         if management.is_some_and(|url| url.map_or(true, |url| !matches!(url.scheme(), "http" | "https"))) {
             faults.push("`broker.management` is not a URL that begins with http:// or https://".into());
         }
+        let settings = self.settings(Settings::default()).faults();
+        faults.extend(settings.into_iter().map(|fault| format!("`[broker]`: {fault}")));
         faults
     }
 
@@ -151,6 +167,23 @@ impl Options {
             Err(_) => "(not a URL)".into(),
         });
         shown.collect::<Vec<_>>().join(",")
+    }
+}
+
+/// Who shows only errors still shows what goes by this name.
+pub(crate) const TOLD: &str = "sluice::settings";
+
+/// Warns where this program's own configuration says otherwise than the deployment's settings, which hold. `not_here` are those that
+/// this broker has not.
+pub(crate) fn tell(options: &Options, stored: &Settings, not_here: &[&str]) {
+    for (key, own, stored) in options.settings(stored.clone()).differences(stored) {
+        if !not_here.contains(&key) {
+            warn!(
+                target: TOLD,
+                "`broker.{key}` is {own} in this program's configuration; the deployment has {stored}, which holds: \
+                 `sluice settings set {key}={}` changes it", own.replace(' ', "")
+            );
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use crate::clock::UnixMs;
 use crate::codec::ContentType;
 use crate::envelope::Malformed;
+use crate::settings::{Apply, Settings};
 use crate::{Envelope, ErrorCode, JobId, Lane, ModelName, ReplyTo, RequestId};
 
 mod dead;
@@ -328,6 +329,15 @@ pub trait Broker: Send + Sync {
 
     /// Waits until this holder leads `office`.
     async fn lead(&self, office: &str, holder: &str) -> Result<Box<dyn Leadership>>;
+
+    /// The deployment's settings: as they are stored, else as they are found, else this program's own.
+    async fn settings(&self) -> Result<Settings>;
+
+    /// Stores the deployment's settings. What exists stays as it is until they are applied.
+    async fn store_settings(&self, settings: &Settings) -> Result<()>;
+
+    /// Makes all that exists as these settings say, or only looks; one line for each difference.
+    async fn apply_settings(&self, settings: &Settings, apply: Apply) -> Result<Vec<String>>;
 
     /// Sends what is still on its way out, then disconnects.
     async fn close(&self) -> Result<()>;

@@ -14,6 +14,7 @@ pub mod names;
 pub mod print;
 pub mod report;
 pub mod scaler;
+pub mod settings;
 pub mod store;
 pub mod tensor;
 

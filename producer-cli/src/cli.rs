@@ -1,5 +1,6 @@
 //! The command line, as `--help` teaches it.
 
+mod deployment;
 mod fleet;
 
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use sluice_core::{Lane, ModelName};
 
 use crate::context::Configured;
 use crate::model::Model;
+pub use deployment::{Context, SettingsCommand, SettingsOptions};
 pub use fleet::{Acquire, Dev, Hosts, HostsCommand, Lease, LeaseCommand, Scale, ScaleCommand, Slots};
 
 /// Sends requests to models behind a message queue, one by one or by the file, and deploys the models.
@@ -63,6 +65,7 @@ impl Command {
             Command::Scale(options) => options.json,
             Command::Lease(options) => options.json,
             Command::Context(options) => options.json,
+            Command::Settings(options) => options.json,
             // An answer is always JSON; an error before it is for people.
             Command::Infer(_) | Command::Dev(_) | Command::Completions { .. } => false,
         }
@@ -89,6 +92,8 @@ pub enum Command {
     Scale(Scale),
     /// Lend devices to other work, such as training
     Lease(Lease),
+    /// Show and change what all programs of the deployment hold in common
+    Settings(SettingsOptions),
     /// Tell which configuration, broker and registry commands use
     Context(Context),
     /// Run a whole deployment on this machine, in the foreground
@@ -249,17 +254,6 @@ pub struct Queue {
     /// Show again every second, until Ctrl-C
     #[arg(short, long)]
     pub watch: bool,
-    /// Print JSON for machines
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Tell which configuration file, broker and registry commands use, and who says so. Passwords are masked.
-#[derive(Args)]
-pub struct Context {
-    /// Where models are kept, as of `sluice model`
-    #[arg(long, env = "SLUICE_REGISTRY", value_name = "URL", hide_env_values = true)]
-    pub registry: Option<String>,
     /// Print JSON for machines
     #[arg(long)]
     pub json: bool,

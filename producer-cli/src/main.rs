@@ -18,6 +18,7 @@ mod model;
 mod queue;
 mod reports;
 mod scale;
+mod settings;
 mod submit;
 mod table;
 mod takes;
@@ -53,7 +54,7 @@ fn main() -> ExitCode {
         }
     };
     // Client libraries log as errors what this command reports its own way.
-    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "error,lapin=off".into());
+    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "error,lapin=off,sluice::settings=warn".into());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     log.with_ansi(print::colours()).init();
     let machine = arguments.command.json();
@@ -91,6 +92,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Slots(options) => hosts::slots(&global, options).await,
             Command::Scale(options) => scale::run(&global, options).await,
             Command::Lease(options) => lease::run(&global, options).await,
+            Command::Settings(options) => settings::run(&global, options).await,
             Command::Context(options) => context::show(&global, &options),
             Command::Dev(options) => dev::run(&global, options).await,
             Command::Completions { shell } => {

@@ -15,6 +15,7 @@ use sluice_registry::{Location, Registry};
 use tempfile::TempDir;
 use xtask::broker::{Kind, Server};
 use xtask::certificates::Certificates;
+use xtask::cluster::NatsCluster;
 use xtask::process::Service;
 
 use crate::binaries;
@@ -62,6 +63,14 @@ impl Stack {
         let folder = tempfile::tempdir()?;
         let authority = Certificates::make(folder.path())?.authority;
         let server = Server::production(kind, folder.path(), folder.path())?;
+        Ok(Self { authority: Some(authority), ..Self::of(server, folder) })
+    }
+
+    /// Starts three NATS nodes with the production files.
+    pub fn cluster() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let authority = Certificates::make(folder.path())?.authority;
+        let server = Server::Cluster(NatsCluster::start(folder.path(), folder.path())?);
         Ok(Self { authority: Some(authority), ..Self::of(server, folder) })
     }
 

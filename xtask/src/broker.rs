@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use anyhow::{Result, bail};
 
+use crate::cluster::NatsCluster;
 use crate::nats::NatsServer;
 use crate::rabbitmq::{RabbitServer, VirtualHost};
 
@@ -53,6 +54,8 @@ impl fmt::Display for Kind {
 pub enum Server {
     /// A nats-server.
     Nats(NatsServer),
+    /// Three nats-servers with the production files.
+    Cluster(NatsCluster),
     /// A RabbitMQ.
     RabbitMq(RabbitServer),
     /// A virtual host on a RabbitMQ that others use as well: it can be neither stopped nor killed.
@@ -94,7 +97,7 @@ impl Server {
     /// Which broker it is.
     pub fn kind(&self) -> Kind {
         match self {
-            Server::Nats(_) => Kind::Nats,
+            Server::Nats(_) | Server::Cluster(_) => Kind::Nats,
             Server::RabbitMq(_) | Server::VirtualHost(_) => Kind::RabbitMq,
         }
     }
@@ -103,6 +106,7 @@ impl Server {
     pub fn url(&self) -> String {
         match self {
             Server::Nats(server) => server.url(),
+            Server::Cluster(cluster) => cluster.url_of("manager"),
             Server::RabbitMq(server) => server.url(),
             Server::VirtualHost(host) => host.url(),
         }
@@ -112,6 +116,7 @@ impl Server {
     pub fn urls_of(&self, user: &str) -> (String, Option<String>) {
         match self {
             Server::Nats(server) => (server.url_of(user), None),
+            Server::Cluster(cluster) => (cluster.url_of(user), None),
             Server::RabbitMq(server) => (server.url_of(user), Some(server.management_of(user))),
             Server::VirtualHost(host) => (host.url(), Some(host.management())),
         }
@@ -120,7 +125,7 @@ impl Server {
     /// The URL of RabbitMQ's management API.
     pub fn management(&self) -> Option<String> {
         match self {
-            Server::Nats(_) => None,
+            Server::Nats(_) | Server::Cluster(_) => None,
             Server::RabbitMq(server) => Some(server.management()),
             Server::VirtualHost(host) => Some(host.management()),
         }
@@ -131,6 +136,7 @@ impl Server {
         match self {
             Server::Nats(server) => server.restart(),
             Server::RabbitMq(server) => server.restart(),
+            Server::Cluster(_) => bail!("a cluster's nodes end one by one"),
             Server::VirtualHost(_) => bail!("others use this RabbitMQ too"),
         }
     }
@@ -140,6 +146,7 @@ impl Server {
         match self {
             Server::Nats(server) => server.stop(),
             Server::RabbitMq(server) => server.stop(),
+            Server::Cluster(_) => bail!("a cluster's nodes end one by one"),
             Server::VirtualHost(_) => bail!("others use this RabbitMQ too"),
         }
     }
@@ -149,6 +156,7 @@ impl Server {
         match self {
             Server::Nats(server) => server.kill(),
             Server::RabbitMq(server) => server.kill(),
+            Server::Cluster(_) => bail!("a cluster's nodes end one by one"),
             Server::VirtualHost(_) => bail!("others use this RabbitMQ too"),
         }
         Ok(())
@@ -159,7 +167,7 @@ impl Server {
         match self {
             Server::Nats(server) => server.id(),
             Server::RabbitMq(server) => server.id(),
-            Server::VirtualHost(_) => None,
+            Server::Cluster(_) | Server::VirtualHost(_) => None,
         }
     }
 }

@@ -5,6 +5,7 @@ pub mod broker;
 pub mod cache;
 #[cfg(feature = "certificates")]
 pub mod certificates;
+pub mod cluster;
 pub mod fetch;
 pub mod http;
 pub mod nats;

@@ -15,6 +15,7 @@ pub struct NatsServer {
     config: PathBuf,
     folder: PathBuf,
     port: u16,
+    monitor: Option<u16>,
     environment: Vec<(String, String)>,
 }
 
@@ -23,6 +24,15 @@ impl NatsServer {
     pub fn start(config: &str, folder: &Path, environment: &[(&str, &str)]) -> Result<Self> {
         let mut server = Self::prepare(config, folder)?;
         server.environment = environment.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+        server.restart()?;
+        Ok(server)
+    }
+
+    /// As [`NatsServer::start`], with its monitoring on a port of its own.
+    pub fn monitored(config: &str, folder: &Path, environment: &[(&str, &str)]) -> Result<Self> {
+        let mut server = Self::prepare(config, folder)?;
+        server.environment = environment.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+        server.monitor = Some(free_port()?);
         server.restart()?;
         Ok(server)
     }
@@ -44,6 +54,7 @@ impl NatsServer {
             config: crate::root().join("broker-config/nats").join(config),
             folder: folder.into(),
             port: free_port()?,
+            monitor: None,
             environment: Vec::new(),
         })
     }
@@ -52,6 +63,7 @@ impl NatsServer {
     pub fn restart(&mut self) -> Result<()> {
         let mut command = Command::new(&self.binary);
         command.arg("--config").arg(&self.config).args(["--addr", "127.0.0.1", "--port", &self.port.to_string()]);
+        command.args(self.monitor.iter().flat_map(|port| ["--http_port".to_owned(), port.to_string()]));
         command.env("SLUICE_NATS_STORE", self.folder.join("nats"));
         command.envs(self.environment.iter().map(|(key, value)| (key, value)));
         let mut service = Service::start("nats-server", &mut command, &self.folder)?;
@@ -71,6 +83,17 @@ impl NatsServer {
     /// Ends it without warning.
     pub fn kill(&mut self) {
         self.service = None;
+    }
+
+    /// Ends it without warning, and its disk with it.
+    pub fn lose(&mut self) -> Result<()> {
+        self.kill();
+        Ok(std::fs::remove_dir_all(self.folder.join("nats"))?)
+    }
+
+    /// The port of its monitoring, if that is a port of its own.
+    pub fn monitor(&self) -> Option<u16> {
+        self.monitor
     }
 
     /// The port it listens on.

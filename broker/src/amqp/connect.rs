@@ -13,6 +13,7 @@ use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event};
 use tracing::{info, warn};
 
 use sluice_core::broker::{BrokerError, Result};
+use sluice_core::settings::Settings;
 
 use super::Amqp;
 use super::error::{is_denial, is_of_channel, other, within};
@@ -40,6 +41,8 @@ pub(super) struct Link {
     one_at_a_time: tokio::sync::Mutex<Option<Channel>>,
     /// Exchanges and result streams that are known to be there, and where something was stored.
     seen: Mutex<HashSet<String>>,
+    /// The settings that were last compared with this program's own configuration.
+    pub told: Mutex<Option<Settings>>,
 }
 
 #[derive(Default)]
@@ -66,6 +69,7 @@ pub(crate) async fn connect(options: &Options) -> Result<Amqp> {
         blocked: Arc::default(),
         one_at_a_time: tokio::sync::Mutex::default(),
         seen: Mutex::default(),
+        told: Mutex::default(),
     });
     let mut waiting = false;
     loop {

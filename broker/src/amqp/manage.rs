@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use sluice_core::ModelName;
 use sluice_core::broker::{BrokerError, Limited, QueueLimits, Result};
@@ -53,6 +53,50 @@ pub(super) async fn queues(link: &Link) -> Result<Vec<String>> {
     let listed = async { api.client.get(url).send().await?.error_for_status()?.json::<Vec<Queue>>().await };
     let listed = listed.await.map_err(|error| failed("listing queues", error))?;
     Ok(listed.into_iter().map(|queue| queue.name).collect())
+}
+
+/// The streams whose age is bounded: their names and their `x-max-age`.
+pub(super) async fn ages(link: &Link) -> Result<Vec<(String, String)>> {
+    #[derive(Deserialize)]
+    struct Queue {
+        name: String,
+        arguments: Value,
+    }
+    let api = Api::of(link).await?;
+    let url = format!("{}/api/queues/{}?columns=name,arguments&disable_stats=true", api.base, api.vhost);
+    let listed = async { api.client.get(url).send().await?.error_for_status()?.json::<Vec<Queue>>().await };
+    let listed = listed.await.map_err(|error| failed("listing queues", error))?;
+    let age = |queue: Queue| Some((queue.name, queue.arguments.get("x-max-age")?.as_str()?.to_owned()));
+    Ok(listed.into_iter().filter_map(age).collect())
+}
+
+/// How long streams of a kind, `results` or `dead`, are kept by Sluice's policy, if there is one.
+pub(super) async fn kept(link: &Link, kind: &str) -> Result<Option<String>> {
+    let api = Api::of(link).await?;
+    let url = format!("{}/api/policies/{}/sluice.kept.{kind}", api.base, api.vhost);
+    let read = async {
+        let answer = api.client.get(url).send().await?;
+        match answer.status().as_u16() {
+            404 => Ok(None),
+            _ => answer.error_for_status()?.json::<Value>().await.map(Some),
+        }
+    };
+    let policy = read.await.map_err(|error| failed("reading a policy", error))?;
+    Ok(policy.and_then(|policy| Some(policy["definition"]["max-age"].as_str()?.to_owned())))
+}
+
+/// Sets that policy.
+pub(super) async fn keep(link: &Link, kind: &str, age: &str) -> Result<()> {
+    let policy = json!({
+        "pattern": format!("^{kind}\\."),
+        "apply-to": "queues",
+        "priority": 10,
+        "definition": { "max-age": age },
+    });
+    let api = Api::of(link).await?;
+    let url = format!("{}/api/policies/{}/sluice.kept.{kind}", api.base, api.vhost);
+    let answer = api.client.put(url).json(&policy).send().await;
+    answer.and_then(reqwest::Response::error_for_status).map(drop).map_err(|error| failed("setting a policy", error))
 }
 
 struct Api {

@@ -19,6 +19,8 @@ pub(super) const INBOXES: &str = "sluice.inbox";
 pub(super) const LEAD: &str = "sluice.leader";
 /// Signals, by topic.
 pub(super) const CONTROL: &str = "sluice.control";
+/// The deployment's settings: an exchange and a stream.
+pub(super) const SETTINGS: &str = "sluice.settings";
 /// Every inbox begins so: a request may not send its answer elsewhere.
 pub(super) const INBOX_PREFIX: &str = "inbox.";
 
@@ -59,6 +61,11 @@ pub(super) fn results_queue(job: &JobId) -> String {
 
 pub(super) fn leader_queue(office: &str) -> String {
     format!("sluice.leader.{office}")
+}
+
+/// A time as `x-max-age` and `max-age` have it.
+pub(super) fn age(kept: Duration) -> String {
+    format!("{}s", kept.as_secs().max(1))
 }
 
 pub(super) fn new_inbox() -> String {

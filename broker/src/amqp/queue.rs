@@ -12,7 +12,7 @@ use sluice_core::{Lane, ModelName};
 
 use super::connect::Link;
 use super::error::{in_time, is_mismatch, is_not_found, is_starting, other, within};
-use super::{manage, names};
+use super::{manage, names, settings};
 
 /// RabbitMQ 4 drops a message that was delivered more often than its queue's limit, 20 if none is set. The worker
 /// decides when a request has failed too often.
@@ -23,12 +23,13 @@ const PAUSE: Duration = Duration::from_millis(250);
 
 pub(super) async fn ensure(link: &Link, model: &ModelName, limits: &QueueLimits) -> Result<Limited> {
     ensure_exchanges(link).await?;
+    let settings = settings::current(link).await?;
     for lane in Lane::ALL {
         let reject = ("x-overflow", AMQPValue::LongString("reject-publish".into()));
         declare(link, names::WORK, &names::lane_queue(model, lane), quorum(&[reject])).await?;
     }
     declare(link, names::RETRY, &names::retried_queue(model), quorum(&[])).await?;
-    declare(link, names::DEAD, &names::dead_queue(model), stream(link.options.dead_letters_kept)).await?;
+    declare(link, names::DEAD, &names::dead_queue(model), stream(settings.dead_letters_kept)).await?;
     manage::limit(link, model, limits).await
 }
 
@@ -37,25 +38,30 @@ pub(super) async fn ensure_exchanges(link: &Link) -> Result<()> {
     const DIRECT: [&str; 6] = [names::WORK, names::RETRY, names::DEAD, names::RESULTS, names::INBOXES, names::LEAD];
     let kinds = DIRECT.map(|name| (name, ExchangeKind::Direct));
     for (name, kind) in kinds.into_iter().chain([(names::CONTROL, ExchangeKind::Topic)]) {
-        if link.has_seen(name) {
-            continue;
-        }
-        let declare = async |passive: bool| {
-            let channel = link.channel().await?;
-            let options = ExchangeDeclareOptions { durable: true, passive, ..Default::default() };
-            let what = format!("declaring exchange `{name}`");
-            let declared = channel.exchange_declare(name.into(), kind.clone(), options, FieldTable::default());
-            match in_time(&what, declared).await? {
-                Ok(()) => Ok(true),
-                Err(error) if passive && is_not_found(&error) => Ok(false),
-                Err(error) => Err(other(what, error)),
-            }
-        };
-        if !declare(true).await? {
-            declare(false).await?;
-        }
-        link.note_seen(name);
+        ensure_exchange(link, name, kind).await?;
     }
+    Ok(())
+}
+
+pub(super) async fn ensure_exchange(link: &Link, name: &'static str, kind: ExchangeKind) -> Result<()> {
+    if link.has_seen(name) {
+        return Ok(());
+    }
+    let declare = async |passive: bool| {
+        let channel = link.channel().await?;
+        let options = ExchangeDeclareOptions { durable: true, passive, ..Default::default() };
+        let what = format!("declaring exchange `{name}`");
+        let declared = channel.exchange_declare(name.into(), kind.clone(), options, FieldTable::default());
+        match in_time(&what, declared).await? {
+            Ok(()) => Ok(true),
+            Err(error) if passive && is_not_found(&error) => Ok(false),
+            Err(error) => Err(other(what, error)),
+        }
+    };
+    if !declare(true).await? {
+        declare(false).await?;
+    }
+    link.note_seen(name);
     Ok(())
 }
 
@@ -70,6 +76,10 @@ pub(super) async fn declare(link: &Link, exchange: &str, queue: &str, arguments:
         match in_time(&what, channel.queue_declare(queue.into(), options, arguments.clone())).await? {
             Ok(_) => return bind(&channel, exchange, queue, queue).await,
             Err(error) if is_starting(&error) && Instant::now() < deadline => tokio::time::sleep(PAUSE).await,
+            // It was made under other settings, and its arguments stay: policies change what can be changed.
+            Err(error) if is_mismatch(&error) && error.to_string().contains("x-max-age") => {
+                return bind(&link.channel().await?, exchange, queue, queue).await;
+            }
             Err(error) if is_mismatch(&error) => {
                 return Err(BrokerError::Unusable(format!(
                     "queue `{queue}` is there with other arguments; remove it or rename the model: {error}"
@@ -113,11 +123,17 @@ pub(super) fn retry(model: &ModelName, delay: Duration) -> FieldTable {
     ])
 }
 
-/// A queue that can be read again and again, and forgets what is old.
-pub(super) fn stream(kept: Duration) -> FieldTable {
+/// A queue that can be read again and again.
+pub(super) fn forever() -> FieldTable {
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("stream".into()));
-    arguments.insert("x-max-age".into(), AMQPValue::LongString(format!("{}s", kept.as_secs().max(1)).into()));
+    arguments
+}
+
+/// One that forgets what is old.
+pub(super) fn stream(kept: Duration) -> FieldTable {
+    let mut arguments = forever();
+    arguments.insert("x-max-age".into(), AMQPValue::LongString(names::age(kept).into()));
     arguments
 }
 

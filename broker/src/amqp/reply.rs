@@ -20,7 +20,7 @@ use sluice_core::{JobId, ReplyTo, RequestId, envelope};
 use super::connect::Link;
 use super::error::{other, within};
 use super::publish::{Published, stored as publish};
-use super::{headers, names, queue, stream};
+use super::{headers, names, queue, settings, stream};
 
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long a stream of results may be silent before it is read anew from where it was.
@@ -74,7 +74,8 @@ async fn ensure_results(link: &Link, name: &str) -> Result<()> {
         return Ok(());
     }
     queue::ensure_exchanges(link).await?;
-    queue::declare(link, names::RESULTS, name, queue::stream(link.options.results_kept)).await?;
+    let settings = settings::current(link).await?;
+    queue::declare(link, names::RESULTS, name, queue::stream(settings.results_kept)).await?;
     link.note_seen(name);
     Ok(())
 }

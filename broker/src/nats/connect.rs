@@ -10,8 +10,10 @@ use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use sluice_core::broker::{BrokerError, Result};
+use sluice_core::settings::Settings;
 
 use super::error::{Denials, other};
+use super::settings::State;
 use super::{Nats, acks, keep};
 use crate::{Options, Patience};
 
@@ -43,8 +45,9 @@ pub(crate) async fn connect(options: &Options) -> Result<Nats> {
     }
     let jetstream = jetstream::new(client.clone());
     let acks = acks::Acks::start(&client).await?;
-    let keeper = keep::Keeper::start(client.clone(), options.hold_time);
-    Ok(Nats { client, jetstream, options: options.clone(), shown_url, connection, denials, acks, keeper })
+    let keeper = keep::Keeper::start(client.clone(), options.settings(Settings::default()).hold_time);
+    let settings = State::default();
+    Ok(Nats { client, jetstream, options: options.clone(), shown_url, connection, denials, acks, keeper, settings })
 }
 
 async fn attempt(options: &Options, shown_url: &str, settings: ConnectOptions) -> Result<Client> {

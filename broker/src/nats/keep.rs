@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_nats::jetstream::AckKind;
 use async_nats::{Client, Subject};
 use slab::Slab;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -15,6 +16,7 @@ pub(super) type Key = usize;
 /// The holds of one connection.
 pub(super) struct Keeper {
     held: Mutex<Held>,
+    hold_time: watch::Sender<Duration>,
     stop: CancellationToken,
 }
 
@@ -29,15 +31,22 @@ struct Held {
 impl Keeper {
     /// Starts renewing, at a third of the time after which the broker would redeliver.
     pub(super) fn start(client: Client, hold_time: Duration) -> Arc<Self> {
-        let keeper = Arc::new(Self { held: Mutex::default(), stop: CancellationToken::new() });
+        let (hold_time, mut periods) = watch::channel(hold_time);
+        let keeper = Arc::new(Self { held: Mutex::default(), hold_time, stop: CancellationToken::new() });
         let weak = Arc::downgrade(&keeper);
         let stop = keeper.stop.clone();
-        let period = hold_time / 3;
         tokio::spawn(async move {
-            // Looking twice per period, and renewing at the second look, keeps the gap between two renewals within a period.
-            while stop.run_until_cancelled(tokio::time::sleep(period / 2)).await.is_some() {
+            loop {
+                // Looking twice per period, and renewing at the second look, keeps the gap between two renewals within a period.
+                let period = *periods.borrow_and_update() / 3;
+                let looks = tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(period / 2) => 1,
+                    // What was renewed for a longer time is renewed for this one at once.
+                    _ = periods.changed() => 2,
+                };
                 let Some(keeper) = weak.upgrade() else { return };
-                for subject in keeper.due() {
+                for subject in keeper.due(looks) {
                     if let Err(error) = client.publish(subject, AckKind::Progress.into()).await {
                         warn!(%error, "could not renew the hold on a request; the broker may deliver it again");
                     }
@@ -57,13 +66,18 @@ impl Keeper {
         self.lock().holds.remove(key);
     }
 
+    /// From now on the broker waits so long.
+    pub(super) fn set_hold_time(&self, hold_time: Duration) {
+        self.hold_time.send_if_modified(|current| std::mem::replace(current, hold_time) != hold_time);
+    }
+
     pub(super) fn stop(&self) {
         self.stop.cancel();
     }
 
-    fn due(&self) -> Vec<Subject> {
+    fn due(&self, passed: u64) -> Vec<Subject> {
         let mut held = self.lock();
-        held.looks += 1;
+        held.looks += passed;
         let looks = held.looks;
         let due = held.holds.iter_mut().filter(|(_, (_, since))| looks - since >= 2);
         due.map(|(_, (subject, since))| {

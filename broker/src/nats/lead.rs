@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 use sluice_core::broker::{Leadership, Result};
 
 use super::error::other;
-use super::{Nats, names};
+use super::{Nats, names, settings};
 
 /// How long the key outlives its last renewal.
 const LEASE: Duration = Duration::from_secs(2);
@@ -27,10 +27,13 @@ pub(super) async fn lead(nats: &Nats, office: &str, holder: &str) -> Result<Nats
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
         nats.denials.explain("$JS.API.", other(format!("taking the office `{office}`"), error))
     };
+    let stored = settings::current(nats).await?;
+    // Nobody lowers copies in passing.
+    let there = settings::config_of(nats, &format!("KV_{}", names::LEADERS)).await;
     let bucket = kv::Config {
         bucket: names::LEADERS.into(),
         max_age: LEASE,
-        num_replicas: nats.options.replicas,
+        num_replicas: there.map_or(0, |there| there.num_replicas).max(stored.replicas),
         ..Default::default()
     };
     let store = nats.jetstream.create_or_update_key_value(bucket).await.map_err(|error| failed(error.into()))?;

@@ -12,6 +12,11 @@ pub(super) const DEAD: &str = "DEAD";
 pub(super) const GIVEN_BACK: &str = "GIVEN_BACK";
 /// The key-value bucket of leadership leases.
 pub(super) const LEADERS: &str = "SLUICE_LEADERS";
+/// The deployment's settings; see `settings`.
+pub(super) const SETTINGS: &str = "SLUICE_SETTINGS";
+/// The streams that all models share, those of buckets among them.
+pub(super) const SHARED: [&str; 7] =
+    [RESULTS, DEAD, GIVEN_BACK, SETTINGS, "KV_SLUICE_LEADERS", "KV_SLUICE_REGISTRY", "OBJ_SLUICE_PACKAGES"];
 const WORK_PREFIX: &str = "INFER_";
 
 pub(super) fn work_stream(model: &ModelName) -> String {

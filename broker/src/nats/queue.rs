@@ -10,10 +10,11 @@ use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, Stor
 use futures_util::TryStreamExt;
 
 use sluice_core::broker::{BrokerError, QueueLimits, Result};
+use sluice_core::settings::Settings;
 use sluice_core::{Lane, ModelName};
 
 use super::error::{api_code, other};
-use super::{Nats, names};
+use super::{Nats, names, settings};
 
 /// Retries that wait for their time count as unacknowledged, so this bounds no host: credit does that.
 const MAX_ACK_PENDING: i64 = 1_000_000;
@@ -23,7 +24,8 @@ const MAX_WAITING: i64 = 16_384;
 const WAIVERS_KEPT: Duration = Duration::from_secs(24 * 3600);
 
 pub(super) async fn ensure(nats: &Nats, model: &ModelName, limits: &QueueLimits) -> Result<()> {
-    ensure_shared(nats).await?;
+    let settings = settings::current(nats).await?;
+    ensure_shared(nats, &settings).await?;
     let work = Config {
         name: names::work_stream(model),
         subjects: Lane::ALL.iter().map(|lane| names::work_subject(model, *lane)).collect(),
@@ -31,49 +33,53 @@ pub(super) async fn ensure(nats: &Nats, model: &ModelName, limits: &QueueLimits)
         discard: DiscardPolicy::New,
         max_messages: i64::try_from(limits.length).unwrap_or(i64::MAX),
         max_message_size: i32::try_from(limits.message_bytes).unwrap_or(i32::MAX),
-        duplicate_window: nats.options.dedupe_window,
-        ..durable(nats)
+        duplicate_window: settings.dedupe_window,
+        ..durable(&settings)
     };
     let stream = work.name.clone();
     ensure_stream(nats, work).await?;
     for lane in Lane::ALL {
-        let consumer = pull::Config {
-            durable_name: Some(lane.as_str().into()),
-            filter_subject: names::work_subject(model, lane),
-            ack_policy: AckPolicy::Explicit,
-            ack_wait: nats.options.hold_time,
-            // The worker decides when a request has failed too often: past the broker's own limit a message would
-            // stay in the stream and never be delivered to anyone.
-            max_deliver: -1,
-            max_ack_pending: MAX_ACK_PENDING,
-            max_waiting: MAX_WAITING,
-            ..Default::default()
-        };
         nats.jetstream
-            .create_consumer_on_stream(consumer, &stream)
+            .create_consumer_on_stream(lane_consumer(model, lane, settings.hold_time), &stream)
             .await
             .map_err(|error| explained(nats, other(format!("creating consumer `{lane}` of `{stream}`"), error)))?;
     }
     Ok(())
 }
 
+/// The consumer of a lane.
+pub(super) fn lane_consumer(model: &ModelName, lane: Lane, hold_time: Duration) -> pull::Config {
+    pull::Config {
+        durable_name: Some(lane.as_str().into()),
+        filter_subject: names::work_subject(model, lane),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: hold_time,
+        // The worker decides when a request has failed too often: past the broker's own limit a message would
+        // stay in the stream and never be delivered to anyone.
+        max_deliver: -1,
+        max_ack_pending: MAX_ACK_PENDING,
+        max_waiting: MAX_WAITING,
+        ..Default::default()
+    }
+}
+
 /// The streams for results, dead letters and waivers.
-async fn ensure_shared(nats: &Nats) -> Result<()> {
+async fn ensure_shared(nats: &Nats, settings: &Settings) -> Result<()> {
     let kept = |name: &str, subject: &str, max_age: Duration| Config {
         name: name.into(),
         subjects: vec![subject.into()],
         max_age,
-        duplicate_window: nats.options.dedupe_window.min(max_age),
-        ..durable(nats)
+        duplicate_window: settings.dedupe_window.min(max_age),
+        ..durable(settings)
     };
-    ensure_stream(nats, kept(names::RESULTS, "results.>", nats.options.results_kept)).await?;
-    ensure_stream(nats, kept(names::DEAD, "dead.>", nats.options.dead_letters_kept)).await?;
+    ensure_stream(nats, kept(names::RESULTS, "results.>", settings.results_kept)).await?;
+    ensure_stream(nats, kept(names::DEAD, "dead.>", settings.dead_letters_kept)).await?;
     let waivers = Config { max_messages_per_subject: 1, ..kept(names::GIVEN_BACK, "givenback.>", WAIVERS_KEPT) };
     ensure_stream(nats, waivers).await
 }
 
-fn durable(nats: &Nats) -> Config {
-    Config { storage: StorageType::File, num_replicas: nats.options.replicas, allow_direct: true, ..Default::default() }
+fn durable(settings: &Settings) -> Config {
+    Config { storage: StorageType::File, num_replicas: settings.replicas, allow_direct: true, ..Default::default() }
 }
 
 async fn ensure_stream(nats: &Nats, config: Config) -> Result<()> {
@@ -82,7 +88,11 @@ async fn ensure_stream(nats: &Nats, config: Config) -> Result<()> {
         Ok(_) => Ok(()),
         // It is there with other limits: change them in place.
         Err(error) if api_code(&error) == Some(ErrorCode::STREAM_NAME_EXIST) => {
-            match nats.jetstream.update_stream(config).await {
+            let wanted = match settings::config_of(nats, &name).await {
+                Some(there) => settings::no_less(config, &there),
+                None => config,
+            };
+            match nats.jetstream.update_stream(wanted).await {
                 Ok(_) => Ok(()),
                 Err(error) => Err(explained(nats, other(format!("updating stream `{name}`"), error))),
             }

@@ -69,10 +69,11 @@ impl NatsStore {
             if let Ok(store) = self.nats.jetstream.get_key_value(RECORDS).await {
                 return Ok(store);
             }
+            let replicas = self.replicas(RECORDS).await?;
             let config = kv::Config {
                 bucket: RECORDS.into(),
                 description: "Sluice: packages' contents and models' revisions".into(),
-                num_replicas: self.nats.options.replicas,
+                num_replicas: replicas,
                 ..Default::default()
             };
             let made = self.nats.jetstream.create_key_value(config).await;
@@ -81,15 +82,22 @@ impl NatsStore {
         self.records.get_or_try_init(make).await
     }
 
+    async fn replicas(&self, bucket: &str) -> Result<usize> {
+        let settings = super::settings::current(&self.nats).await;
+        let settings = settings.map_err(|error| self.failed(format!("opening the bucket `{bucket}`"), error))?;
+        Ok(settings.replicas)
+    }
+
     async fn blobs(&self) -> Result<&ObjectStore> {
         let make = || async {
             if let Ok(store) = self.nats.jetstream.get_object_store(BLOBS).await {
                 return Ok(store);
             }
+            let replicas = self.replicas(BLOBS).await?;
             let config = object_store::Config {
                 bucket: BLOBS.into(),
                 description: Some("Sluice: files of packages".into()),
-                num_replicas: self.nats.options.replicas,
+                num_replicas: replicas,
                 ..Default::default()
             };
             let made = self.nats.jetstream.create_object_store(config).await;

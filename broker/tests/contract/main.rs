@@ -10,6 +10,7 @@ mod rabbitmq_roles;
 mod recovering;
 mod rig;
 mod roles;
+mod settings;
 mod settling;
 mod submitting;
 mod watching;
@@ -80,6 +81,10 @@ contract! {
         what_the_broker_does_not_say_is_unknown,
         signals_reach_those_who_listen,
         a_question_is_answered_or_nobody_is_there;
+    start settings:
+        who_comes_first_says_the_settings_until_somebody_changes_them,
+        a_deployment_without_settings_gets_those_that_it_has,
+        a_hold_time_changes_under_a_worker_that_runs_or_is_none;
     start leading:
         another_leads_with_a_greater_term_when_the_holder_dies;
     alone leading:

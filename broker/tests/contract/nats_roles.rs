@@ -9,8 +9,8 @@ use sluice_broker::{Options, connect, open_store};
 use sluice_core::broker::{Broker, BrokerError, Limited, QueueLimits, Settlement};
 use sluice_core::{ErrorCode, StoreError};
 use xtask::certificates::Certificates;
-use xtask::nats::{NatsServer, production_environment};
-use xtask::process::free_port;
+use xtask::cluster::NatsCluster;
+use xtask::nats::NatsServer;
 
 use crate::rig::{self, PATIENCE, SOON, id, model, next, request};
 use crate::roles::{Served, a_reply, manages};
@@ -201,6 +201,17 @@ async fn no_role_can_do_anothers_work() -> Result<()> {
     assert!(answered(&raw, "$JS.API.STREAM.INFO.RESULTS", "").await, "what it may do is answered");
     assert!(!answered(&raw, "$JS.API.DIRECT.GET.RESULTS.results.job.r1", "").await);
     assert!(!answered(&raw, "$JS.API.STREAM.DELETE.INFER_digits", "").await);
+    // The deployment's settings are for the manager to change; everybody may look.
+    let settings = r#"{"name":"SLUICE_SETTINGS","subjects":["sluice.settings"],"discard":"new","max_msgs":1,"max_msg_size":1,
+        "num_replicas":1,"storage":"file","retention":"limits","metadata":{"hold_time":"7s"}}"#;
+    assert!(!answered(&raw, "$JS.API.STREAM.UPDATE.SLUICE_SETTINGS", settings).await);
+    assert!(!answered(&raw, "$JS.API.STREAM.DELETE.SLUICE_SETTINGS", "").await);
+    let manager = production.raw("manager").await?;
+    assert!(!answered(&manager, "$JS.API.STREAM.DELETE.SLUICE_SETTINGS", "").await);
+    assert!(answered(&manager, "$JS.API.STREAM.UPDATE.SLUICE_SETTINGS", settings).await);
+    for role in ["producer", "worker", "scaler", "gateway", "manager", "monitoring"] {
+        assert_eq!(production.connect(role).await?.settings().await?.hold_time, Duration::from_secs(7), "{role}");
+    }
     assert_eq!(rig::counts(&production.connect("monitoring").await?).await?.0, 2, "nothing was submitted or taken");
 
     // Monitoring changes nothing.
@@ -245,27 +256,13 @@ async fn wrong_credentials_and_plain_connections_are_refused_clearly() -> Result
 async fn a_cluster_of_three_goes_on_without_one_of_them() -> Result<()> {
     let folder = tempfile::tempdir()?;
     Certificates::make(folder.path())?;
-    let environment = production_environment(folder.path())?;
-    let ports = [free_port()?, free_port()?, free_port()?];
-    let mut nodes = Vec::new();
-    for (index, port) in ports.iter().enumerate() {
-        let mut own = environment.clone();
-        own.push(("SLUICE_NODE".into(), format!("node-{index}")));
-        own.push(("SLUICE_CLUSTER_LISTEN".into(), format!("'127.0.0.1:{port}'")));
-        for (route, port) in ports.iter().enumerate() {
-            own.push((format!("SLUICE_ROUTE_{}", route + 1), format!("'nats-route://127.0.0.1:{port}'")));
-        }
-        let store = folder.path().join(format!("node-{index}"));
-        std::fs::create_dir(&store)?;
-        let own: Vec<(&str, &str)> = own.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-        nodes.push(NatsServer::start("cluster/node.conf", &store, &own)?);
-    }
-    let urls = |role: &str| -> String { nodes.iter().map(|node| node.url_of(role)).collect::<Vec<_>>().join(",") };
+    let mut cluster = NatsCluster::start(folder.path(), folder.path())?;
+    let urls = cluster.url_of("ROLE");
     let options = |role: &str| Options {
         tls_ca: Some(folder.path().join("ca.pem")),
-        replicas: 3,
+        replicas: Some(3),
         patience: PATIENCE,
-        ..Options::new(urls(role), role)
+        ..Options::new(urls.replace("ROLE", role), role)
     };
     let worker = connect(&options("worker")).await?;
     let producer = connect(&options("producer")).await?;
@@ -289,7 +286,7 @@ async fn a_cluster_of_three_goes_on_without_one_of_them() -> Result<()> {
     }
     let mut consumer = worker.consume(&model(), 8).await?;
     next(&mut consumer).await?.hold.settle(Settlement::Done).await?;
-    nodes.remove(0).kill();
+    cluster.lose("node-0")?;
     for index in 0..20 {
         submit(format!("after-{index}")).await?;
     }

@@ -8,6 +8,7 @@ use lapin::types::FieldTable;
 use sluice_broker::{Options, connect};
 use sluice_core::ErrorCode;
 use sluice_core::broker::{Broker, BrokerError, Death, Limited, QueueLimits, Settlement};
+use sluice_core::settings::{Apply, Settings};
 use xtask::certificates::Certificates;
 use xtask::rabbitmq::RabbitServer;
 
@@ -134,6 +135,17 @@ async fn no_role_can_do_anothers_work() -> Result<()> {
     }
     denied(worker.stored_results(&"job".parse()?, &["r1".parse()?]).await.expect_err("results are not for it"));
     denied(worker.dead_letters(&model(), 5).await.expect_err("dead letters are not for it"));
+
+    // The deployment's settings are for the manager to change; who needs them may read them.
+    let manager = production.connect("manager").await?;
+    let settings = Settings { results_kept: std::time::Duration::from_secs(7), ..manager.settings().await? };
+    manager.store_settings(&settings).await?;
+    manager.apply_settings(&settings, Apply::Change).await?;
+    for role in ["producer", "worker", "gateway", "monitoring"] {
+        let broker = production.connect(role).await?;
+        assert_eq!(broker.settings().await?, settings, "{role}");
+        denied(broker.store_settings(&settings).await.expect_err("it may not change settings"));
+    }
 
     // Scaler and monitoring take and change nothing.
     for role in ["scaler", "monitoring"] {

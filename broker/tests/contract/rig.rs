@@ -26,7 +26,7 @@ pub trait Rig: Send {
     fn url(&self) -> String;
     /// How to connect to it.
     fn options(&self) -> Options {
-        Options { hold_time: HOLD, patience: PATIENCE, ..Options::new(self.url(), "contract") }
+        Options { hold_time: Some(HOLD), patience: PATIENCE, ..Options::new(self.url(), "contract") }
     }
     /// One of the same kind that has not been started yet.
     fn absent(&self) -> Result<Box<dyn Rig>>;
@@ -38,6 +38,8 @@ pub trait Rig: Send {
     async fn lose_dead_letters(&self) -> Result<()>;
     /// Makes it impossible to read a lane's depth.
     async fn lose_lane(&self, model: &ModelName, lane: Lane) -> Result<()>;
+    /// Makes it a deployment of before there were stored settings.
+    async fn forget_settings(&self) -> Result<()>;
     /// About what the broker takes at most, headers included.
     fn largest_body(&self) -> usize;
     /// Submits a message with these headers, as a careless producer might.
@@ -85,6 +87,11 @@ impl Rig for NatsRig {
 
     async fn lose_dead_letters(&self) -> Result<()> {
         self.jetstream().await?.delete_stream("DEAD").await?;
+        Ok(())
+    }
+
+    async fn forget_settings(&self) -> Result<()> {
+        self.jetstream().await?.delete_stream("SLUICE_SETTINGS").await?;
         Ok(())
     }
 
@@ -160,6 +167,11 @@ impl Rig for AmqpRig {
     async fn lose_dead_letters(&self) -> Result<()> {
         let channel = self.channel().await?;
         channel.queue_delete(format!("dead.{}", model()).into(), Default::default()).await?;
+        Ok(())
+    }
+
+    async fn forget_settings(&self) -> Result<()> {
+        self.channel().await?.queue_delete("sluice.settings".into(), Default::default()).await?;
         Ok(())
     }
 

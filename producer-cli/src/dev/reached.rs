@@ -41,7 +41,11 @@ impl Reached {
         let management = self.by.as_ref().and_then(|broker| broker.management.clone());
         Ok([
             ("management", "SLUICE_MANAGEMENT", management),
-            ("credentials", "SLUICE_CREDENTIALS", file(self.by.as_ref().and_then(|broker| broker.credentials.as_ref()))?),
+            (
+                "credentials",
+                "SLUICE_CREDENTIALS",
+                file(self.by.as_ref().and_then(|broker| broker.credentials.as_ref()))?,
+            ),
             ("tls_ca", "SLUICE_TLS_CA", file(self.by.as_ref().and_then(|broker| broker.tls_ca.as_ref()))?),
         ])
     }
@@ -64,8 +68,7 @@ mod tests {
             tls_ca: Some("/etc/\"ca\".pem".into()),
             ..Options::new("amqps://a:b@host/", "test")
         };
-        let mut reached =
-            Reached { broker: broker.url.clone(), registry: "file:///models".into(), by: Some(broker) };
+        let mut reached = Reached { broker: broker.url.clone(), registry: "file:///models".into(), by: Some(broker) };
         assert_eq!(
             reached.sections().expect("paths"),
             "[broker]\nurl = \"amqps://a:b@host/\"\nmanagement = \"https://host:15671\"\ncredentials = \"/etc/user.creds\"\n\

@@ -9,6 +9,7 @@ mod models;
 mod operations;
 mod outputs;
 mod scaling;
+mod settings;
 
 use xtask::broker::Kind;
 
@@ -91,6 +92,8 @@ on_each_broker! {
         the_python_producer_of_the_documentation_gets_its_answers,
         configuration_faults_are_told_with_their_keys,
         a_second_signal_ends_at_once;
+    settings:
+        a_program_takes_the_deployments_settings_and_says_what_it_would_have_had;
     faults:
         a_worker_killed_in_the_middle_of_batches_loses_nothing,
         sigterm_under_load_loses_nothing_and_charges_no_attempt,

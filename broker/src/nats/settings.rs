@@ -1,0 +1,333 @@
+//! The deployment's settings: stored as the metadata of a stream that holds nothing else, since everybody may look at a stream, and
+//! the server lets one of two founders come first. And the one place that makes streams and consumers as they say.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{Consumer, pull};
+use async_nats::jetstream::context::GetStreamErrorKind;
+use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
+use async_nats::jetstream::{Context, ErrorCode};
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt};
+use tokio::sync::OnceCell;
+use tracing::{debug, info, warn};
+
+use sluice_core::broker::{BrokerError, Result};
+use sluice_core::settings::{Apply, SETTINGS, Settings};
+use sluice_core::{Lane, ModelName};
+
+use super::error::{api_code, other};
+use super::{Nats, names, queue, signal};
+use crate::options::{TOLD, tell};
+
+/// A change whose signal was lost is noticed after so long.
+const LOOK: Duration = Duration::from_secs(60);
+/// Looking at what exists is a help, and denied to some.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The server takes no longer window than a stream keeps its messages.
+const KEPT: [&str; 3] = [names::RESULTS, names::DEAD, names::GIVEN_BACK];
+
+/// What a connection knows of the settings.
+#[derive(Default)]
+pub(super) struct State {
+    /// What was last compared with this program's own configuration.
+    told: Mutex<Option<Settings>>,
+    may_not_found: AtomicBool,
+    following: OnceCell<()>,
+}
+
+/// What is stored, else what is found, else this program's own; changes nothing.
+pub(super) async fn read(nats: &Nats) -> Result<Settings> {
+    match stored(&nats.jetstream).await.map_err(|error| explained(nats, error))? {
+        Some(settings) => {
+            nats.tell_settings(&settings);
+            Ok(settings)
+        }
+        None => Ok(found(nats).await),
+    }
+}
+
+/// The settings, for whoever makes something: who comes first stores them.
+pub(super) async fn current(nats: &Nats) -> Result<Settings> {
+    if let Some(settings) = stored(&nats.jetstream).await.map_err(|error| explained(nats, error))? {
+        nats.tell_settings(&settings);
+        return Ok(settings);
+    }
+    let settings = found(nats).await;
+    if nats.settings.may_not_found.load(Ordering::Relaxed) {
+        return Ok(settings);
+    }
+    match nats.jetstream.create_stream(document(&settings)).await {
+        Ok(_) => {
+            info!(target: TOLD, ?settings, "the deployment has settings now");
+            if settings.replicas == 1 && nats.client.server_info().cluster.is_some() {
+                warn!(
+                    target: TOLD,
+                    "this broker is a cluster, and one copy of everything is kept: `sluice settings set replicas=3` keeps three"
+                );
+            }
+            Ok(settings)
+        }
+        Err(error) if api_code(&error) == Some(ErrorCode::STREAM_NAME_EXIST) => {
+            Ok(stored(&nats.jetstream).await?.unwrap_or(settings))
+        }
+        Err(error) => match explained(nats, other("storing the deployment's settings", error)) {
+            BrokerError::Denied(reason) => {
+                warn!(target: TOLD, reason, "the deployment has no settings yet, and this user may not store any");
+                nats.settings.may_not_found.store(true, Ordering::Relaxed);
+                Ok(settings)
+            }
+            error => Err(error),
+        },
+    }
+}
+
+/// Renews holds as often as the settings want, from now on. Once per connection.
+pub(super) async fn follow(nats: &Nats) -> Result<()> {
+    let start = || async {
+        let subscribed = nats.client.subscribe(names::control_subject(SETTINGS)).await;
+        let mut changes = subscribed.map_err(|error| other("listening to changes of the settings", error))?;
+        // The server sees the subscription before this question.
+        nats.keeper.set_hold_time(current(nats).await?.hold_time);
+        let (keeper, jetstream) = (Arc::downgrade(&nats.keeper), nats.jetstream.clone());
+        tokio::spawn(async move {
+            loop {
+                let told = tokio::time::timeout(LOOK, changes.next()).await;
+                let Some(keeper) = keeper.upgrade().filter(|_| !matches!(told, Ok(None))) else { return };
+                match stored(&jetstream).await {
+                    Ok(Some(settings)) => keeper.set_hold_time(settings.hold_time),
+                    Ok(None) => {}
+                    Err(error) => debug!(%error, "cannot look at the deployment's settings"),
+                }
+            }
+        });
+        Ok(())
+    };
+    nats.settings.following.get_or_try_init(start).await.map(drop)
+}
+
+/// Stores settings and tells everybody.
+pub(super) async fn store(nats: &Nats, settings: &Settings) -> Result<()> {
+    let failed = |error| explained(nats, other("storing the deployment's settings", error));
+    match nats.jetstream.create_stream(document(settings)).await {
+        Ok(_) => {}
+        Err(error) if api_code(&error) == Some(ErrorCode::STREAM_NAME_EXIST) => {
+            nats.jetstream.update_stream(document(settings)).await.map_err(failed)?;
+        }
+        Err(error) => return Err(failed(error)),
+    }
+    signal::send(nats, SETTINGS, Bytes::new()).await
+}
+
+/// Makes every stream and consumer as the settings say, or tells what differs.
+pub(super) async fn apply(nats: &Nats, settings: &Settings, apply: Apply) -> Result<Vec<String>> {
+    let mut changes = Vec::new();
+    for name in streams(nats).await? {
+        let Some(config) = config_of(nats, &name).await else { continue };
+        let Some(wanted) = as_wanted(&config, settings) else { continue };
+        changes.extend(told(&config, &wanted).map(|change| format!("stream `{name}`: {change}")));
+        if apply == Apply::Change && told(&config, &wanted).is_some() {
+            let updated = nats.jetstream.update_stream(&wanted).await;
+            updated.map_err(|error| explained(nats, other(format!("changing stream `{name}`"), error)))?;
+        }
+        if let Some(model) = names::model_of_stream(&name) {
+            changes.extend(hold(nats, &model, settings.hold_time, apply).await?);
+        }
+    }
+    Ok(changes)
+}
+
+async fn hold(nats: &Nats, model: &ModelName, hold_time: Duration, apply: Apply) -> Result<Option<String>> {
+    let stream = names::work_stream(model);
+    let failed = |lane: Lane| format!("changing consumer `{lane}` of `{stream}`");
+    let mut before = None;
+    for lane in Lane::ALL {
+        let found = nats.jetstream.get_consumer_from_stream(lane.as_str(), &stream).await;
+        let found: Consumer<pull::Config> = found.map_err(|error| explained(nats, other(failed(lane), error)))?;
+        let config = &found.cached_info().config;
+        if config.ack_wait == hold_time {
+            continue;
+        }
+        before = Some(config.ack_wait);
+        if apply == Apply::Change {
+            let wanted = queue::lane_consumer(model, lane, hold_time);
+            let updated = nats.jetstream.create_consumer_on_stream(wanted, &stream).await;
+            updated.map_err(|error| explained(nats, other(failed(lane), error)))?;
+        }
+    }
+    Ok(before.map(|before| format!("stream `{stream}`: hold_time {before:?} -> {hold_time:?}")))
+}
+
+/// The stream whose metadata the settings are.
+fn document(settings: &Settings) -> Config {
+    Config {
+        name: names::SETTINGS.into(),
+        description: Some("Sluice: the deployment's settings are this stream's metadata".into()),
+        // It needs one, and takes no message.
+        subjects: vec!["sluice.settings".into()],
+        discard: DiscardPolicy::New,
+        max_messages: 1,
+        max_message_size: 1,
+        storage: StorageType::File,
+        num_replicas: settings.replicas,
+        metadata: settings.pairs().map(|(key, value)| (key.to_owned(), value)).into(),
+        ..Default::default()
+    }
+}
+
+async fn stored(jetstream: &Context) -> Result<Option<Settings>> {
+    match jetstream.get_stream(names::SETTINGS).await {
+        Ok(stream) => {
+            let metadata = &stream.cached_info().config.metadata;
+            Ok(Some(Settings::read(metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())))))
+        }
+        Err(error) => match error.kind() {
+            GetStreamErrorKind::JetStream(api) if api.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
+            _ => Err(other("looking at the deployment's settings", error)),
+        },
+    }
+}
+
+/// What an older deployment has, and of what it has not, this program's own. Of two values the safer.
+async fn found(nats: &Nats) -> Settings {
+    let mut settings = nats.options.settings(Settings::default());
+    let mut streams: Vec<String> = names::SHARED.map(String::from).into();
+    if let Ok(Ok(listed)) = tokio::time::timeout(PATIENCE, self::streams(nats)).await {
+        streams.extend(listed.into_iter().filter(|name| !names::SHARED.contains(&name.as_str())));
+    }
+    let (mut copies, mut window, mut hold_time) = (None, None, None);
+    for name in streams {
+        let Some(config) = config_of(nats, &name).await else { continue };
+        copies = copies.max(Some(config.num_replicas));
+        match name.as_str() {
+            names::RESULTS => settings.results_kept = config.max_age,
+            names::DEAD => settings.dead_letters_kept = config.max_age,
+            _ if names::model_of_stream(&name).is_some() => {
+                window = window.max(Some(config.duplicate_window));
+                let consumer = nats.jetstream.get_consumer_from_stream(Lane::Normal.as_str(), &name);
+                let consumer: Option<Consumer<pull::Config>> =
+                    tokio::time::timeout(PATIENCE, consumer).await.ok().and_then(|consumer| consumer.ok());
+                hold_time = hold_time.max(consumer.map(|consumer| consumer.cached_info().config.ack_wait));
+            }
+            _ => {}
+        }
+    }
+    settings.replicas = copies.unwrap_or(settings.replicas);
+    settings.dedupe_window = window.unwrap_or(settings.dedupe_window);
+    settings.hold_time = hold_time.unwrap_or(settings.hold_time);
+    settings
+}
+
+async fn streams(nats: &Nats) -> Result<Vec<String>> {
+    let listed = nats.jetstream.stream_names().try_collect::<Vec<_>>().await;
+    let mut listed = listed.map_err(|error| explained(nats, other("listing streams", error)))?;
+    listed.sort();
+    Ok(listed)
+}
+
+/// `None` if it is not there, or may not be looked at.
+pub(super) async fn config_of(nats: &Nats, stream: &str) -> Option<Config> {
+    nats.jetstream.get_stream(stream).await.ok().map(|stream| stream.cached_info().config.clone())
+}
+
+/// A stream's configuration as the settings want it; `None` if it is not Sluice's.
+fn as_wanted(config: &Config, settings: &Settings) -> Option<Config> {
+    let name = config.name.as_str();
+    let model = names::model_of_stream(name).is_some();
+    if !model && !names::SHARED.contains(&name) {
+        return None;
+    }
+    let mut wanted = Config { num_replicas: settings.replicas, ..config.clone() };
+    match name {
+        names::RESULTS => wanted.max_age = settings.results_kept,
+        names::DEAD => wanted.max_age = settings.dead_letters_kept,
+        _ => {}
+    }
+    if model {
+        wanted.duplicate_window = settings.dedupe_window;
+    } else if KEPT.contains(&name) {
+        wanted.duplicate_window = settings.dedupe_window.min(wanted.max_age);
+    }
+    Some(wanted)
+}
+
+fn told(before: &Config, after: &Config) -> Option<String> {
+    let mut changes = Vec::new();
+    if before.num_replicas != after.num_replicas {
+        changes.push(format!("copies {} -> {}", before.num_replicas, after.num_replicas));
+    }
+    if before.max_age != after.max_age {
+        changes.push(format!("kept {:?} -> {:?}", before.max_age, after.max_age));
+    }
+    if before.duplicate_window != after.duplicate_window {
+        changes.push(format!("dedupe_window {:?} -> {:?}", before.duplicate_window, after.duplicate_window));
+    }
+    (!changes.is_empty()).then(|| changes.join(", "))
+}
+
+/// What somebody asks for in passing, but for what would lower copies or shorten how long something is kept.
+pub(super) fn no_less(wanted: Config, there: &Config) -> Config {
+    let max_age = match wanted.max_age.is_zero() || there.max_age.is_zero() {
+        // Zero keeps for ever.
+        true => Duration::ZERO,
+        false => wanted.max_age.max(there.max_age),
+    };
+    Config { num_replicas: wanted.num_replicas.max(there.num_replicas), max_age, ..wanted }
+}
+
+fn explained(nats: &Nats, error: BrokerError) -> BrokerError {
+    nats.denials.explain("$JS.API.", error)
+}
+
+impl Nats {
+    /// Warns if this program's own configuration says otherwise, once for each settings.
+    fn tell_settings(&self, settings: &Settings) {
+        let mut told = self.settings.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.as_ref() != Some(settings) {
+            tell(&self.options, settings, &[]);
+            *told = Some(settings.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stream(name: &str) -> Config {
+        let (max_age, duplicate_window) = (Duration::from_secs(3600), Duration::from_secs(120));
+        Config { name: name.into(), num_replicas: 1, max_age, duplicate_window, ..Default::default() }
+    }
+
+    #[test]
+    fn streams_are_made_as_the_settings_say_and_others_are_left_alone() {
+        let settings = Settings { replicas: 3, results_kept: Duration::from_secs(60), ..Settings::default() };
+        let wanted = as_wanted(&stream(names::RESULTS), &settings).expect("it is ours");
+        assert_eq!(
+            told(&stream(names::RESULTS), &wanted).as_deref(),
+            Some("copies 1 -> 3, kept 3600s -> 60s, dedupe_window 120s -> 60s")
+        );
+        for bucket in ["KV_SLUICE_REGISTRY", "OBJ_SLUICE_PACKAGES", "KV_SLUICE_LEADERS", "GIVEN_BACK"] {
+            let wanted = as_wanted(&stream(bucket), &settings).expect("it is ours");
+            assert_eq!(told(&stream(bucket), &wanted).as_deref(), Some("copies 1 -> 3"), "{bucket}");
+        }
+        let model =
+            as_wanted(&stream("INFER_m"), &Settings { dedupe_window: Duration::from_secs(9), ..settings.clone() });
+        assert_eq!(model.expect("it is ours").duplicate_window, Duration::from_secs(9));
+        assert!(as_wanted(&stream("ORDERS"), &settings).is_none());
+    }
+
+    #[test]
+    fn nobody_lowers_copies_or_retention_in_passing() {
+        let there = Config { num_replicas: 3, ..stream(names::DEAD) };
+        let lower = Config { max_age: Duration::from_secs(5), ..stream(names::DEAD) };
+        let kept = no_less(lower, &there);
+        assert_eq!((kept.num_replicas, kept.max_age), (3, Duration::from_secs(3600)));
+        let longer = Config { max_age: Duration::from_secs(9999), num_replicas: 5, ..stream(names::DEAD) };
+        assert_eq!(no_less(longer.clone(), &there), longer);
+        let forever = Config { max_age: Duration::ZERO, ..there };
+        assert_eq!(no_less(stream(names::DEAD), &forever).max_age, Duration::ZERO);
+    }
+}
