@@ -19,8 +19,8 @@ use crate::options::{TOLD, tell};
 const NOT_HERE: [&str; 3] = ["replicas", "hold_time", "dedupe_window"];
 /// How long the stream may take to hand out what it has: a broker that has just started is slow.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// What is silent for so long is empty.
-const EMPTY: Duration = Duration::from_secs(2);
+/// What counts nothing and is silent for so long is empty.
+const EMPTY: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// What is stored, else what is found, else this program's own; changes nothing.
@@ -129,19 +129,16 @@ async fn stored(link: &Link) -> Result<Option<Settings>> {
 }
 
 async fn newest(link: &Link) -> Result<Option<Settings>> {
+    // The broker counts what a stream has only now and then: that tells neither where the newest is, nor surely that there is none.
     let Some(count) = queue::waiting(link, names::SETTINGS).await? else { return Ok(None) };
-    let Some(last) = count.checked_sub(1) else {
-        // Its founder ended before he had written, or the broker has just started and has not counted yet.
-        let mut reader = Reader::open(link, names::SETTINGS, 0).await?;
-        return match tokio::time::timeout(EMPTY, reader.next()).await {
-            Ok(_) => Err(BrokerError::TimedOut("reading the deployment's settings".into())),
-            Err(_) => Ok(None),
-        };
+    let mut reader = Reader::at_the_last(link, names::SETTINGS).await?;
+    let patience = if count == 0 { EMPTY } else { PATIENCE };
+    let entry = match tokio::time::timeout(patience, reader.next()).await {
+        Ok(Some(entry)) => entry,
+        // Its founder ended before he had written.
+        Err(_) if count == 0 => return Ok(None),
+        _ => return Err(BrokerError::TimedOut("reading the deployment's settings".into())),
     };
-    // Nothing is ever removed from this stream: its count tells the place of its last message.
-    let mut reader = Reader::open(link, names::SETTINGS, last).await?;
-    let entry = tokio::time::timeout(PATIENCE, reader.next()).await.ok().flatten();
-    let Some(entry) = entry else { return Err(BrokerError::TimedOut("reading the deployment's settings".into())) };
     let pairs: HashMap<String, String> = serde_json::from_slice(&entry.delivery.data).unwrap_or_default();
     Ok(Some(Settings::read(pairs.iter().map(|(key, value)| (key.as_str(), value.as_str())))))
 }

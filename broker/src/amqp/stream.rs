@@ -35,11 +35,20 @@ pub(super) struct Entry {
 
 impl Reader {
     pub(super) async fn open(link: &Link, queue: &str, from: u64) -> Result<Self> {
+        Self::at(link, queue, AMQPValue::LongLongInt(i64::try_from(from).unwrap_or(i64::MAX))).await
+    }
+
+    /// Begins with what was written last, which is one message if it was written alone.
+    pub(super) async fn at_the_last(link: &Link, queue: &str) -> Result<Self> {
+        Self::at(link, queue, AMQPValue::LongString("last".into())).await
+    }
+
+    async fn at(link: &Link, queue: &str, place: AMQPValue) -> Result<Self> {
         let what = format!("reading stream `{queue}`");
         let channel = link.channel().await?;
         within(&what, channel.basic_qos(PREFETCH, BasicQosOptions::default())).await?;
         let mut arguments = FieldTable::default();
-        arguments.insert("x-stream-offset".into(), AMQPValue::LongLongInt(i64::try_from(from).unwrap_or(i64::MAX)));
+        arguments.insert("x-stream-offset".into(), place);
         let options = BasicConsumeOptions::default();
         let consumer = within(&what, channel.basic_consume(queue.into(), "".into(), options, arguments)).await?;
         Ok(Self { consumer, _channel: channel })
