@@ -104,7 +104,7 @@ async fn nothing_is_lost_with_the_node_that_leads_the_registry_and_its_disk() ->
     until_done(&stack, "manager", &["model", "deploy", &other])?;
     until_done(&stack, "manager", &["model", "start", "n", "--wait"])?;
     asked(&stack, "n")?;
-    let back = until_done(&stack, "manager", &["model", "rollback", "m", "--wait"])?;
+    let back = until_done(&stack, "manager", &["model", "rollback", "m", "1", "--wait"])?;
     ensure!(text(&back.stdout).contains("back to revision 1"), "{}", text(&back.stdout));
     asked(&stack, "m")
 }
