@@ -1,6 +1,7 @@
 //! The command line, as `--help` teaches it.
 
 mod deployment;
+mod files;
 mod fleet;
 
 use std::path::PathBuf;
@@ -12,6 +13,9 @@ use sluice_core::{Lane, ModelName};
 use crate::context::Configured;
 use crate::model::Model;
 pub use deployment::{Context, SettingsCommand, SettingsOptions};
+#[cfg(test)]
+pub use files::quote;
+pub use files::{Files, Format, Header, Numbers};
 pub use fleet::{Acquire, Dev, Hosts, HostsCommand, Lease, LeaseCommand, Scale, ScaleCommand, Slots};
 
 /// Sends requests to models behind a message queue, one by one or by the file, and deploys the models.
@@ -131,12 +135,14 @@ pub struct Infer {
     #[arg(long, default_value = "30s", value_parser = humantime::parse_duration, value_name = "TIME")]
     pub timeout: Duration,
     #[command(flatten)]
+    pub numbers: Numbers,
+    #[command(flatten)]
     pub takes: Takes,
 }
 
 /// Send the rows of files to a model and write the answers to a file.
 ///
-/// Reads CSV, JSON Lines, NPY and NPZ, also compressed (.gz), and standard input (-). Answers come as JSON Lines in the
+/// Reads CSV, JSON Lines, JSON, NPY and NPZ, also compressed (.gz), and standard input (-). Answers come as JSON Lines in the
 /// order of the input, one line per row: {"row": 0, "outputs": {...}}. Rows that fail go to a file of their own, with
 /// their place and the reason.
 ///
@@ -145,6 +151,8 @@ pub struct Infer {
 /// state of the run in OUTPUT.job.
 ///
 /// One bad row costs its neighbours nothing: the rows of a message that failed are asked for again, in parts.
+///
+/// docs/files.md says what files look like, to the letter.
 ///
 /// Examples:
 ///   sluice submit digits digits.csv.gz --columns 0-63 -o answers.jsonl
@@ -164,15 +172,8 @@ pub struct Submit {
     /// Where rows that failed go, if any do [default: OUTPUT.errors, or sluice.errors]
     #[arg(long, value_name = "FILE")]
     pub errors: Option<PathBuf>,
-    /// What the files are; told from their names otherwise
-    #[arg(long, value_enum)]
-    pub format: Option<Format>,
-    /// CSV columns that make the input, by number from 0 or by name: 0-63, or a,b,c; with several inputs NAME=COLUMNS
-    #[arg(long, value_name = "COLUMNS")]
-    pub columns: Vec<String>,
-    /// Whether CSV files begin with names
-    #[arg(long, value_enum, default_value = "auto")]
-    pub header: Header,
+    #[command(flatten)]
+    pub reading: Files,
     /// Rows per message: more cost less each, fewer are spread more evenly
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=65536), value_name = "N")]
     pub rows_per_message: u32,
@@ -222,21 +223,6 @@ pub struct Takes {
     /// ids:INT64:? with ? for a size that varies
     #[arg(long, value_name = "SPEC")]
     pub takes: Vec<String>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    Csv,
-    Jsonl,
-    Npy,
-    Npz,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Header {
-    Auto,
-    Yes,
-    No,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -14,7 +14,7 @@ use sluice_core::print::count;
 use sluice_core::{Envelope, InferRequest, Tensor};
 
 use crate::cli::{Global, Infer};
-use crate::input::read_array;
+use crate::input::{Notes, Reading, read_array, rows_of};
 use crate::takes::{InputSpec, learn, warn_if_stopped};
 use crate::{common, exit};
 
@@ -31,8 +31,7 @@ pub async fn run(global: &Global, options: Infer) -> Result<ExitCode> {
         }
         None => {
             let model = learn(&broker, &options.model, &options.takes).await?;
-            let request =
-                InferRequest { inputs: inputs(&options.input, &model.inputs)?, outputs: options.output.clone() };
+            let request = InferRequest { inputs: inputs(&options, &model.inputs)?, outputs: options.output.clone() };
             (ContentType::MessagePack, codec::encode_request(ContentType::MessagePack, &request))
         }
     };
@@ -113,39 +112,36 @@ fn read_body(file: &PathBuf) -> Result<Bytes> {
     Ok(body)
 }
 
-fn inputs(given: &[String], specs: &[InputSpec]) -> Result<Vec<Tensor>> {
+fn inputs(options: &Infer, specs: &[InputSpec]) -> Result<Vec<Tensor>> {
+    let reading = Reading::of_one_request(options.numbers, Notes::new(|text| eprintln!("note: {text}")));
     let one = |text: &String| {
         let (name, value) = text.split_once('=').with_context(|| format!("--input `{text}` is not NAME=VALUE"))?;
         let Some(spec) = specs.iter().find(|spec| spec.name == name) else {
             let names: Vec<_> = specs.iter().map(|spec| format!("`{}` ({})", spec.name, spec.signature())).collect();
             bail!("the model has no input `{name}`; it takes {}", names.join(", "));
         };
-        let tensor = if value.ends_with(".npy") {
-            read_array(Path::new(value), spec).with_context(|| format!("cannot read `{value}`"))?
+        let tensor = if value.to_ascii_lowercase().ends_with(".npy") {
+            read_array(Path::new(value), spec, &reading).with_context(|| format!("cannot read `{value}`"))?
         } else {
-            inline(spec, value).with_context(|| format!("--input `{name}`"))?
+            inline(spec, value, &reading).with_context(|| format!("--input `{name}`"))?
         };
         tensor.check().map_err(|reason| anyhow::anyhow!("--input `{name}`: {reason}"))?;
         Ok(tensor)
     };
-    given.iter().map(one).collect()
+    options.input.iter().map(one).collect()
 }
 
 /// JSON with one entry per row; a flat list of exactly one row's values is one row.
-fn inline(spec: &InputSpec, text: &str) -> Result<Tensor> {
-    let value: serde_json::Value =
-        serde_json::from_str(text).context("it is neither a file that ends in .npy nor JSON such as [[1,2,3]]")?;
-    let rows = value.as_array().context("it is not an array with one entry per row")?;
-    let data = codec::data_from_json(spec.datatype, &value).map_err(anyhow::Error::msg)?;
-    let values = spec.datatype.size().map_or(rows.len(), |size| data.len() / size);
-    let one_row = !spec.sizes.is_empty() && rows.iter().all(|row| !row.is_array());
-    let count = if one_row { 1 } else { rows.len() };
-    if count == 0 || !values.is_multiple_of(count) {
-        bail!("{values} values in {count} rows");
+fn inline(spec: &InputSpec, text: &str, reading: &Reading) -> Result<Tensor> {
+    let rows = rows_of(spec, text, reading).map_err(anyhow::Error::msg)?;
+    let first = rows.first().context("it has no rows")?;
+    if let Some(other) = rows.iter().find(|row| row.shape != first.shape) {
+        bail!("its rows are not all of the same shape: one is {:?}, one {:?}", first.shape, other.shape);
     }
-    let mut shape = vec![count as i64];
-    shape.extend(spec.row_shape(values / count).map_err(anyhow::Error::msg)?);
-    Ok(Tensor { name: spec.name.clone(), datatype: spec.datatype, shape, data })
+    let mut shape = vec![rows.len() as i64];
+    shape.extend(&first.shape);
+    let data: Vec<u8> = rows.iter().flat_map(|row| &row.data[..]).copied().collect();
+    Ok(Tensor { name: spec.name.clone(), datatype: spec.datatype, shape, data: data.into() })
 }
 
 #[cfg(test)]
@@ -156,10 +152,17 @@ mod tests {
 
     #[test]
     fn inline_values_are_rows() {
+        let reading = Reading::of_one_request(Default::default(), Notes::new(|_| {}));
+        let inline = |spec: &InputSpec, text: &str| inline(spec, text, &reading);
         let spec = InputSpec { name: "x".into(), datatype: Datatype::Fp32, sizes: vec![Some(2)] };
         assert_eq!(inline(&spec, "[[1,2],[3,4]]").expect("two rows").shape, [2, 2]);
         assert_eq!(inline(&spec, "[1,2]").expect("one row").shape, [1, 2]);
-        assert!(format!("{:#}", inline(&spec, "[[1,2],[3]]").expect_err("ragged")).contains("3 values in 2 rows"));
+        assert!(format!("{:#}", inline(&spec, "[[1,2],[3]]").expect_err("ragged")).contains("1 value for input"));
+        let turned = InputSpec { name: "x".into(), datatype: Datatype::Fp32, sizes: vec![Some(2), Some(1)] };
+        let error = format!("{:#}", inline(&turned, "[[[1,2]]]").expect_err("another shape"));
+        assert!(error.contains("a row's shape is [1, 2], input `x` takes FP32, 2x1 per row"), "{error}");
+        let not_finite = inline(&spec, "[NaN,-Infinity]").expect("as Python writes it");
+        assert_eq!(not_finite.data[4..], f32::NEG_INFINITY.to_le_bytes());
         assert!(inline(&spec, "1,2").is_err());
         let scalar = InputSpec { name: "x".into(), datatype: Datatype::Int64, sizes: vec![] };
         assert_eq!(inline(&scalar, "[1,2,3]").expect("three rows").shape, [3]);

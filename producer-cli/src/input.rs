@@ -1,22 +1,27 @@
-//! Rows from files, one at a time: nothing of a file is held but the row at hand.
+//! Rows from files, one at a time: nothing of a file is held but the row at hand, and a few where it has to be found out
+//! how they are written. Nothing is guessed in silence.
 
+mod convert;
 mod csv;
-mod jsonl;
+mod json;
 mod npy;
+mod npz;
+mod source;
 
-use std::fs::File;
-use std::io::{self, BufReader, Read};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use bytes::BytesMut;
-use flate2::read::MultiGzDecoder;
 
-use crate::cli::{Format, Header};
+use crate::cli::{Files, Format, Numbers};
 use crate::takes::InputSpec;
+use convert::{Packing, Precision};
+use source::Source;
 
+pub use json::rows_of;
 pub use npy::read_array;
 
 /// One input of one row: its shape without the row dimension, and its bytes.
@@ -41,14 +46,19 @@ pub type Rows = Box<dyn Iterator<Item = Result<Item>> + Send>;
 #[derive(Clone)]
 pub struct Reading {
     pub inputs: Arc<[InputSpec]>,
-    pub format: Option<Format>,
-    pub columns: Vec<String>,
-    pub header: Header,
+    pub options: Files,
+    pub notes: Arc<Notes>,
     /// Bytes read so far, over all files.
     pub consumed: Arc<AtomicU64>,
 }
 
 impl Reading {
+    /// For the values of a single request.
+    pub fn of_one_request(numbers: Numbers, notes: Notes) -> Self {
+        let options = Files { numbers, ..Files::default() };
+        Self { inputs: Arc::new([]), options, notes: notes.into(), consumed: Arc::default() }
+    }
+
     /// Opens a file, or standard input for `-`.
     pub fn open(&self, path: &Path) -> Result<Rows> {
         let rows = self.open_as(path);
@@ -56,56 +66,72 @@ impl Reading {
     }
 
     fn open_as(&self, path: &Path) -> Result<Rows> {
-        let format = match self.format.or_else(|| format_of(path)) {
-            Some(format) => format,
-            None if path == Path::new("-") => Format::Jsonl,
-            None => bail!("its name does not tell what it is: say --format csv, jsonl, npy or npz"),
+        let given = self.options.format.or_else(|| source::format_of(path));
+        let from_stdin = path == Path::new("-");
+        if given == Some(Format::Npz) && !from_stdin {
+            return npz::rows(path, self);
+        }
+        let source = Source::open(path, &self.consumed)?;
+        let format = match (given, source.format()) {
+            (Some(format), _) => format,
+            (None, Some(format @ Format::Npy)) => format,
+            (None, Some(format)) if from_stdin => format,
+            (None, _) if from_stdin => bail!("it does not tell what it is: say --format csv, jsonl, json or npy"),
+            (None, _) => bail!("its name does not tell what it is: say --format csv, jsonl, json, npy or npz"),
         };
         match format {
-            Format::Csv => csv::rows(self.reader(path)?, self),
-            Format::Jsonl => jsonl::rows(self.reader(path)?, self),
-            Format::Npy => npy::rows(self.reader(path)?, self),
-            Format::Npz if path == Path::new("-") => bail!("an NPZ archive cannot come from standard input"),
-            Format::Npz => npy::archive_rows(path, self),
+            Format::Csv => csv::rows(source, path, self),
+            Format::Jsonl | Format::Json => {
+                json::rows(source, self, json::Form::of(format, self.options.format.is_some()))
+            }
+            Format::Npy => npy::rows(source, self),
+            Format::Npz => bail!("an NPZ archive cannot come from standard input"),
         }
     }
 
-    fn reader(&self, path: &Path) -> Result<Box<dyn Read + Send>> {
-        if path == Path::new("-") {
-            return Ok(Box::new(BufReader::with_capacity(1 << 16, io::stdin())));
+    fn precision(&self) -> Precision {
+        self.options.numbers.precision()
+    }
+
+    /// The values of a row as a field. That an integer was rounded is said once for each input.
+    fn field(&self, spec: &InputSpec, shape: Vec<i64>, packing: Packing) -> Field {
+        if let Some((integer, held)) = packing.rounded {
+            self.notes.once(&spec.name, || {
+                format!(
+                    "integers in input `{}` are rounded, since {} does not hold them all: {integer} became {held}; with --exact \
+                     such rows are errors",
+                    spec.name, spec.datatype
+                )
+            });
         }
-        let counted = Counted { file: File::open(path)?, consumed: Arc::clone(&self.consumed) };
-        let buffered = BufReader::with_capacity(1 << 16, counted);
-        if path.extension().is_some_and(|extension| extension == "gz") {
-            return Ok(Box::new(BufReader::with_capacity(1 << 16, MultiGzDecoder::new(buffered))));
-        }
-        Ok(Box::new(buffered))
+        Field { shape, data: packing.data }
     }
 }
 
-/// What a file is, by its name.
-fn format_of(path: &Path) -> Option<Format> {
-    let name = path.file_name()?.to_str()?.to_ascii_lowercase();
-    let name = name.strip_suffix(".gz").unwrap_or(&name);
-    match PathBuf::from(name).extension()?.to_str()? {
-        "csv" => Some(Format::Csv),
-        "jsonl" | "ndjson" | "json" => Some(Format::Jsonl),
-        "npy" => Some(Format::Npy),
-        "npz" => Some(Format::Npz),
-        _ => None,
+impl Numbers {
+    fn precision(self) -> Precision {
+        if self.exact { Precision::Exact } else { Precision::Nearest }
     }
 }
 
-struct Counted {
-    file: File,
-    consumed: Arc<AtomicU64>,
+/// What is said about files beside their rows, each once.
+pub struct Notes {
+    say: Box<dyn Fn(&str) + Send + Sync>,
+    said: Mutex<BTreeSet<String>>,
 }
 
-impl Read for Counted {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.file.read(buffer)?;
-        self.consumed.fetch_add(count as u64, Ordering::Relaxed);
-        Ok(count)
+impl Notes {
+    /// Notes that are said so.
+    pub fn new(say: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self { say: Box::new(say), said: Mutex::default() }
+    }
+
+    fn once(&self, about: &str, text: impl FnOnce() -> String) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if !said.contains(about) {
+            said.insert(about.to_owned());
+            (self.say)(&text());
+        }
     }
 }
 

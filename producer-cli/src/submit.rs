@@ -18,7 +18,7 @@ use sluice_core::JobId;
 use sluice_core::print::{Unprinted, count};
 
 use crate::cli::{Global, ReplyMode, Submit};
-use crate::input::Reading;
+use crate::input::{Notes, Reading};
 use crate::takes::learn;
 use crate::{common, exit};
 use chunk::Reader;
@@ -44,7 +44,7 @@ pub async fn run(global: &Global, options: Submit) -> Result<ExitCode> {
         model: options.model.clone(),
         sources,
         rows_per_message: options.rows_per_message,
-        columns: options.columns.clone(),
+        reading: options.reading.told(),
         errors: paths.errors.path.clone(),
         replace: options.overwrite,
         written: Written::default(),
@@ -64,15 +64,14 @@ pub async fn run(global: &Global, options: Submit) -> Result<ExitCode> {
         ReplyMode::Inbox => broker.inbox().await?,
     };
 
-    let reading = Reading {
-        inputs: model.inputs.into(),
-        format: options.format,
-        columns: options.columns.clone(),
-        header: options.header,
-        consumed: Arc::default(),
-    };
     let total = journal.sources.iter().map(|source| source.bytes).sum::<Option<u64>>();
     let progress = Progress::start(total);
+    let reading = Reading {
+        inputs: model.inputs.into(),
+        options: options.reading.clone(),
+        notes: Notes::new(progress.notes()).into(),
+        consumed: Arc::default(),
+    };
     // Files are opened here, so that a wrong name or a wrong choice of columns is an error before anything is written.
     let reader = Reader::start(reading, options.files.clone(), options.rows_per_message, journal.written.rows)?;
     let begin = match (resumed, options.overwrite) {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use sluice_core::manifest::WhileStopped;
 use sluice_core::names::describe_topic;
+use sluice_core::print::count;
 use sluice_core::{Broker, BrokerError, Datatype, ModelName};
 
 use crate::cli::Takes;
@@ -40,9 +41,25 @@ impl InputSpec {
             _ => return Err(format!("input `{}` has several sizes that vary: use JSON Lines", self.name)),
         };
         if !fits {
-            return Err(format!("{values} values for input `{}` ({})", self.name, self.signature()));
+            let values = count(values, "value", "values");
+            return Err(format!("{values} for input `{}` ({})", self.name, self.signature()));
         }
         Ok(self.sizes.iter().map(|size| size.unwrap_or(values / known.max(1)) as i64).collect())
+    }
+
+    /// The shape that a row of this shape has as the input; one dimension may stand for several. Values of another shape are
+    /// other values, even if there are as many.
+    pub fn fit(&self, found: &[i64]) -> Result<Vec<i64>, String> {
+        let same = found.len() == self.sizes.len()
+            && self.sizes.iter().zip(found).all(|(size, found)| size.is_none_or(|size| size as i64 == *found));
+        if same {
+            return Ok(found.to_vec());
+        }
+        match found {
+            [] => self.row_shape(1),
+            [values] => self.row_shape(usize::try_from(*values).unwrap_or(0)),
+            _ => Err(format!("a row's shape is {found:?}, input `{}` takes {}", self.name, self.signature())),
+        }
     }
 
     /// `FP32, 64 per row`.
@@ -160,6 +177,10 @@ mod tests {
         assert_eq!((spec.values_per_row(), spec.signature().as_str()), (Some(64), "FP32, 1x8x8 per row"));
         assert_eq!(spec.row_shape(64), Ok(vec![1, 8, 8]));
         assert!(spec.row_shape(63).is_err());
+        assert_eq!(spec.fit(&[64]), Ok(vec![1, 8, 8]));
+        for other in [&[8, 8, 1][..], &[8, 8], &[8], &[1, 64], &[]] {
+            assert!(spec.fit(other).is_err(), "{other:?}");
+        }
         let spec = parse("ids:INT64:?x2").expect("a good one");
         assert_eq!(spec.values_per_row(), None);
         assert_eq!(spec.row_shape(6), Ok(vec![3, 2]));

@@ -15,7 +15,8 @@ pub struct Journal {
     pub model: ModelName,
     pub sources: Vec<Source>,
     pub rows_per_message: u32,
-    pub columns: Vec<String>,
+    /// The options by which the input is read.
+    pub reading: Vec<String>,
     /// Where rows that failed go.
     #[serde(default)]
     pub errors: PathBuf,
@@ -81,8 +82,8 @@ impl Journal {
             "the input files are others, or have changed since".into()
         } else if self.rows_per_message != now.rows_per_message {
             format!("it had --rows-per-message {}", self.rows_per_message)
-        } else if self.columns != now.columns {
-            format!("it had --columns {}", self.columns.join(" --columns "))
+        } else if self.reading != now.reading {
+            format!("it read the input by `{}`", self.reading.join(" "))
         } else if self.errors != now.errors {
             format!("it had --errors {}", self.errors.display())
         } else {

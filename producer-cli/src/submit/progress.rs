@@ -44,6 +44,12 @@ impl Progress {
         self.bar.set_message(format!("{}{failed}, {rate:.0}/s{note}", count(rows, "row", "rows")));
     }
 
+    /// Says something beside it, from any thread.
+    pub fn notes(&self) -> impl Fn(&str) + Send + Sync + 'static {
+        let bar = self.bar.clone();
+        move |text| bar.suspend(|| eprintln!("note: {text}"))
+    }
+
     /// Takes it away.
     pub fn finish(&self) {
         self.bar.finish_and_clear();

@@ -163,17 +163,24 @@ pub async fn what_is_wrong_is_said_at_once_and_by_name(kind: Kind) -> Result<()>
     let package = fixture::doubler(stack.folder(), "m", 0, "")?;
     let _worker = stack.worker(&[(&package, 1)], "")?;
     stack.file("rows.jsonl", "[1,2,3,4]\n")?;
-    stack.file("rows.csv", "1,2,3,4,5\n")?;
+    stack.file("rows.csv", "5,4,3,2,1\n")?;
+    stack.file("ask.csv", "0,1,2,3\n1,2,3,4\n")?;
     stack.file("cut.npy", "not numpy")?;
     stack.file("bad.json", "{\"inputs\": [}")?;
-    let cases: [(&[&str], i32, &str); 11] = [
+    let cases: [(&[&str], i32, &str); 13] = [
         (&["infer", "stranger", "--input", "x=[1]"], 1, "there is no model `stranger`"),
         (&["infer", "Bad_Name", "--input", "x=[1]"], 64, "is not a DNS label"),
         (&["infer", "m", "--input", "z=[1]"], 1, "no input `z`; it takes `x` (FP32, 4 per row)"),
         (&["infer", "m", "--input", "x=[1,2]"], 1, "2 values for input `x` (FP32, 4 per row)"),
+        (
+            &["infer", "m", "--input", "x=[[[1,2],[3,4]]]"],
+            1,
+            "a row's shape is [2, 2], input `x` takes FP32, 4 per row",
+        ),
         (&["infer", "m", "--json", "bad.json"], 1, "line 1 column"),
         (&["submit", "m", "none.csv", "-o", "out"], 1, "cannot read `none.csv`"),
         (&["submit", "m", "rows.csv", "-o", "out"], 1, "choose them, such as --columns 0-3"),
+        (&["submit", "m", "ask.csv", "-o", "out"], 1, "may be a row or column names: say --header no"),
         (&["submit", "m", "cut.npy", "-o", "out"], 1, "not a NumPy array"),
         (&["submit", "m", "rows.jsonl", "-o", "out", "--lane", "fast"], 64, "none of high, normal, low"),
         (&["submit", "m", "rows.jsonl", "-o", "nowhere/out"], 1, "nowhere/out"),
