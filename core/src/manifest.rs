@@ -1,6 +1,7 @@
 //! `model.toml`, the manifest of a package: what the model takes and gives, and how it is served.
 
 mod check;
+mod dimension;
 mod profile;
 mod scaling;
 
@@ -13,6 +14,7 @@ use crate::broker::QueueLimits;
 use crate::{Datatype, ModelName};
 
 pub use check::{ManifestError, VERSION_RULE, is_version};
+pub use dimension::{Dimension, Padding, Sizes};
 pub use profile::{Profile, Setting, UnknownSetting};
 pub use scaling::{GROUP_RULE, Scaling, is_group};
 
@@ -39,6 +41,9 @@ pub struct Manifest {
     /// How named dimensions are padded so that requests of different sizes share a batch.
     #[serde(default)]
     pub padding: BTreeMap<String, Padding>,
+    /// What is known of the sizes of named dimensions.
+    #[serde(default)]
+    pub sizes: BTreeMap<String, Sizes>,
     /// How batches are formed.
     #[serde(default)]
     pub batching: Batching,
@@ -78,32 +83,6 @@ pub struct TensorSpec {
     pub datatype: Datatype,
     /// Its dimensions; the first is -1, the rows.
     pub shape: Vec<Dimension>,
-}
-
-/// One dimension of an input or output.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Dimension {
-    /// A size, or -1 for the rows (first place only).
-    Size(i64),
-    /// A size that varies from request to request, by name.
-    Named(String),
-}
-
-/// How a named dimension is filled up.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Padding {
-    /// What is put in.
-    #[serde(default)]
-    pub value: f64,
-    /// Sizes are rounded up to a multiple of this, so that the model sees fewer different ones.
-    #[serde(default = "one")]
-    pub multiple_of: u32,
-}
-
-fn one() -> u32 {
-    1
 }
 
 /// How batches are formed.
@@ -235,6 +214,18 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// The least that a named dimension has.
+    pub fn smallest_size(&self, dimension: &str) -> i64 {
+        self.sizes.get(dimension).map_or(1, |sizes| sizes.smallest)
+    }
+
+    /// The size of a named dimension while nothing is known of a request: what the manifest says, or 8, or more where padding or the smallest is.
+    pub fn example_size(&self, dimension: &str) -> i64 {
+        let said = self.sizes.get(dimension).and_then(|sizes| sizes.example);
+        let multiple = self.padding.get(dimension).map_or(1, |padding| i64::from(padding.multiple_of.max(1)));
+        said.unwrap_or_else(|| self.smallest_size(dimension).max(8).max(multiple))
+    }
+
     /// The limits of its queue.
     pub fn queue_limits(&self) -> QueueLimits {
         QueueLimits { length: self.limits.queue_length, message_bytes: self.limits.body_bytes }
@@ -257,33 +248,6 @@ impl Manifest {
             "outputs": specs(&self.outputs),
             "parameters": { "body_bytes": self.limits.body_bytes, "max_rows": self.batching.max_rows },
         })
-    }
-}
-
-impl Dimension {
-    /// The size, if it is always the same.
-    pub fn size(&self) -> Option<i64> {
-        match self {
-            Dimension::Size(size) if *size >= 0 => Some(*size),
-            _ => None,
-        }
-    }
-
-    /// The name, if it has one.
-    pub fn name(&self) -> Option<&str> {
-        match self {
-            Dimension::Named(name) => Some(name),
-            Dimension::Size(_) => None,
-        }
-    }
-}
-
-impl std::fmt::Display for Dimension {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Dimension::Size(size) => size.fmt(formatter),
-            Dimension::Named(name) => name.fmt(formatter),
-        }
     }
 }
 

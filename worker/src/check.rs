@@ -1,15 +1,18 @@
 //! `sluice-worker check`: runs a package at growing batch sizes, as slots would, and recommends how to serve it. Measures; `recommend`
 //! decides.
 
+mod rows;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
+use sluice_core::Tensor;
 use sluice_core::manifest::DeviceKind;
-use sluice_core::{Datatype, Manifest, Tensor};
 
+use crate::engine::example::random;
 use crate::engine::{self, Device, Model};
 use crate::memory::taken_mib;
 use crate::package::Package;
@@ -21,8 +24,6 @@ const MEASURED: Duration = Duration::from_millis(400);
 const LEAST_RUNS: usize = 3;
 /// A batch that takes longer is large enough.
 const LONG: Duration = Duration::from_secs(2);
-/// Rows that are compared alone and together.
-const COMPARED: usize = 5;
 /// A size is good enough if it gives this much of the best rate: larger ones only cost latency.
 const GOOD_ENOUGH: f64 = 0.95;
 
@@ -65,8 +66,19 @@ pub struct Report {
     pub device: String,
     /// Every size, in the order of measuring.
     pub measurements: Vec<Measurement>,
+    /// Attributes that `forward` writes, so that each slot has a copy of the model.
+    pub writes: Vec<String>,
+    /// Why batches cannot be larger than the manifest says, if they cannot.
+    pub bounded: Option<String>,
     /// What follows.
     pub recommendation: Recommendation,
+}
+
+/// What a slot of some number of threads showed.
+struct Measured {
+    measurements: Vec<Measurement>,
+    writes: Vec<String>,
+    bounded: Option<String>,
 }
 
 /// Loads the package, proves that its rows are independent, and measures it. `progress` is told what happens.
@@ -81,6 +93,7 @@ pub fn check(folder: &Path, device: Option<Device>, largest: usize, progress: &d
     let before = taken_mib(device);
     let mut threads = 1;
     let mut measurements = Vec::new();
+    let (mut writes, mut bounded) = (Vec::new(), None);
     while threads <= cores {
         progress(format!("measuring slots of {threads} threads"));
         let package = Arc::clone(&package);
@@ -90,24 +103,23 @@ pub fn check(folder: &Path, device: Option<Device>, largest: usize, progress: &d
             measure(&package, device, threads, largest, before)
         });
         let measured = measuring.context("cannot start a thread")?.join();
-        measurements.extend(measured.map_err(|_| anyhow!("the engine panicked"))??);
+        let measured = measured.map_err(|_| anyhow!("the engine panicked"))??;
+        measurements.extend(measured.measurements);
+        (writes, bounded) = (measured.writes, measured.bounded);
         // On a GPU they do nothing.
         threads = if device == Device::Cpu { threads * 2 } else { cores + 1 };
     }
     let recommendation = recommend(&measurements, cores).context("nothing was measured")?;
-    Ok(Report { model: package.manifest.name.to_string(), device: device.to_string(), measurements, recommendation })
+    let (model, device) = (package.manifest.name.to_string(), device.to_string());
+    Ok(Report { model, device, measurements, writes, bounded, recommendation })
 }
 
-fn measure(
-    package: &Package,
-    device: Device,
-    threads: usize,
-    largest: usize,
-    before: Option<f64>,
-) -> Result<Vec<Measurement>> {
-    let model = engine::load(package, device)?.model;
+fn measure(package: &Package, device: Device, threads: usize, largest: usize, before: Option<f64>) -> Result<Measured> {
     let manifest = &package.manifest;
-    prove_independence(&model, manifest)?;
+    let model = engine::load(package, device)?.model;
+    let max_rows = manifest.batching.max_rows;
+    let mut bounded = provably_larger(&model, package)?;
+    let largest = if bounded.is_some() { largest.min(max_rows) } else { largest };
     let mut measurements: Vec<Measurement> = Vec::new();
     let mut rows = 1;
     while rows <= largest {
@@ -115,7 +127,14 @@ fn measure(
         let mut times = Vec::new();
         let began = Instant::now();
         // The first run of a size is slower.
-        run(&model, &[&request])?;
+        match run(&model, &[&request]) {
+            Ok(_) => {}
+            Err(error) if rows > max_rows => {
+                bounded = Some(format!("{rows} rows together do not run: {error:#}"));
+                break;
+            }
+            Err(error) => return Err(error.context(format!("running {rows} random rows"))),
+        }
         while times.len() < LEAST_RUNS || began.elapsed() < MEASURED {
             let started = Instant::now();
             run(&model, &[&request])?;
@@ -137,9 +156,29 @@ fn measure(
         }
         rows *= 2;
     }
+    let writes = model.writes().to_vec();
     drop(model);
     engine::release_memory();
-    Ok(measurements)
+    Ok(Measured { measurements, writes, bounded })
+}
+
+/// Proves that batches as the manifest wants them change no answer. Returns why larger ones would, if they would.
+fn provably_larger(model: &Arc<dyn Model>, package: &Package) -> Result<Option<String>> {
+    let manifest = &package.manifest;
+    let together = manifest.batching.max_rows.min(rows::COMPARED);
+    if together > 1 {
+        for reason in [rows::dependence(model, manifest, together)?, rows::padding(model, manifest, together)?] {
+            if let Some(reason) = reason {
+                bail!(reason);
+            }
+        }
+    }
+    if together == rows::COMPARED {
+        return Ok(None);
+    }
+    let larger = rows::dependence(model, manifest, rows::COMPARED)
+        .and_then(|reason| Ok(reason.or(rows::padding(model, manifest, rows::COMPARED)?)));
+    Ok(larger.unwrap_or_else(|error| Some(format!("{error:#}"))))
 }
 
 /// The threads with which all of the host gives most, and the smallest size that is good enough.
@@ -161,83 +200,8 @@ fn recommend(measurements: &[Measurement], cores: usize) -> Option<Recommendatio
     })
 }
 
-/// A row alone must give what it gives in a batch: else batching would change answers.
-fn prove_independence(model: &Arc<dyn Model>, manifest: &Manifest) -> Result<()> {
-    let requests: Vec<Vec<Tensor>> = (0..COMPARED).map(|seed| random(manifest, 1, seed as u64 + 1000)).collect();
-    let borrowed: Vec<&[Tensor]> = requests.iter().map(Vec::as_slice).collect();
-    let together = run(model, &borrowed)?;
-    for (row, (request, in_batch)) in borrowed.iter().zip(together).enumerate() {
-        let alone = run(model, &[request])?.pop().unwrap_or_default();
-        for (alone, in_batch) in alone.iter().zip(&in_batch) {
-            if let Some(difference) = difference(alone, in_batch) {
-                bail!(
-                    "rows are not independent: row {row} of output `{}` differs by {difference:.3e} when it runs in a batch. Batching \
-                     would change answers: is the model in eval mode? If it cannot be helped, set `batching.max_rows = 1`",
-                    alone.name
-                );
-            }
-        }
-    }
-    Ok(())
-}
-
-/// How much two outputs differ, if it is more than rounding.
-fn difference(one: &Tensor, other: &Tensor) -> Option<f64> {
-    let (one_values, other_values) = (floats(one), floats(other));
-    let (Some(one_values), Some(other_values)) = (one_values, other_values) else {
-        return (one.data != other.data).then_some(f64::INFINITY);
-    };
-    let tolerance = if matches!(one.datatype, Datatype::Fp16 | Datatype::Bf16) { 3e-2 } else { 1e-3 };
-    let scale = one_values.iter().fold(1e-3_f64, |scale, value| scale.max(value.abs()));
-    let largest = one_values.iter().zip(&other_values).map(|(one, other)| (one - other).abs()).fold(0.0, f64::max);
-    (largest > tolerance * scale || one_values.len() != other_values.len()).then_some(largest)
-}
-
-fn floats(tensor: &Tensor) -> Option<Vec<f64>> {
-    let data = &tensor.data;
-    Some(match tensor.datatype {
-        Datatype::Fp64 => data.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect(),
-        Datatype::Fp32 => data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes).into()).collect(),
-        Datatype::Fp16 => data.as_chunks().0.iter().map(|bytes| half::f16::from_le_bytes(*bytes).into()).collect(),
-        Datatype::Bf16 => data.as_chunks().0.iter().map(|bytes| half::bf16::from_le_bytes(*bytes).into()).collect(),
-        _ => return None,
-    })
-}
-
 fn run(model: &Arc<dyn Model>, requests: &[&[Tensor]]) -> Result<Vec<Vec<Tensor>>> {
     Ok(Arc::clone(model).gather(requests)?()?)
-}
-
-/// A request that fits the manifest: floats from 0 to 1, integers 0 and 1, which any vocabulary and any mask has.
-fn random(manifest: &Manifest, rows: usize, seed: u64) -> Vec<Tensor> {
-    // Xorshift: any numbers do, as long as they are the same each time.
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    let mut fill = |tensor: Tensor| {
-        let count = tensor.shape.iter().product::<i64>() as usize;
-        let mut data = Vec::with_capacity(tensor.data.len());
-        for _ in 0..count {
-            let bits = next();
-            let fraction = (bits >> 11) as f64 / (1_u64 << 53) as f64;
-            match tensor.datatype {
-                Datatype::Fp64 => data.extend(fraction.to_le_bytes()),
-                Datatype::Fp32 => data.extend((fraction as f32).to_le_bytes()),
-                Datatype::Fp16 => data.extend(half::f16::from_f64(fraction).to_le_bytes()),
-                Datatype::Bf16 => data.extend(half::bf16::from_f64(fraction).to_le_bytes()),
-                other => {
-                    data.push((bits >> 63) as u8);
-                    data.resize(data.len() + other.size().unwrap_or(1) - 1, 0);
-                }
-            }
-        }
-        Tensor { data: data.into(), ..tensor }
-    };
-    engine::example(manifest, rows).into_iter().map(&mut fill).collect()
 }
 
 /// Writes what is recommended into the package's `model.toml`, and leaves the rest as it stands.

@@ -31,7 +31,7 @@ pub enum Command {
 }
 
 /// Loads a package and runs random rows of the manifest's shapes at growing batch sizes, as slots would; prints what it measured and
-/// what follows. Floats are from 0 to 1, integers are 0 or 1; sizes that vary are taken as 8 or as `padding` says.
+/// what follows. Floats are from 0 to 1, integers are 0 or 1; sizes that vary are taken as `sizes` says, else as 8 or as `padding` says.
 #[derive(Args)]
 pub struct Check {
     /// The folder with model.toml
@@ -78,8 +78,16 @@ impl Check {
                 ]);
             }
             let best = &report.recommendation;
-            println!("model `{}` on {}, one slot; rows are independent", report.model, report.device);
+            let independent = if report.bounded.is_none() { "; rows are independent" } else { "" };
+            println!("model `{}` on {}, one slot{independent}", report.model, report.device);
             println!("{table}");
+            if let Some(reason) = &report.bounded {
+                println!("batches cannot be larger: {reason}");
+            }
+            if !report.writes.is_empty() {
+                let names = engine::state::names(&report.writes);
+                println!("forward writes {names}: each slot has a copy of its own, and takes its memory");
+            }
             println!("recommended: batching.max_rows = {}", best.max_rows);
             println!("             resources.threads = {} ({} slots on this host)", best.threads, best.slots);
             println!("             resources.memory_mib = {}", best.memory_mib);

@@ -1,11 +1,16 @@
 //! The engine seam: something that loads a package onto a device, and runs batches. TorchScript by libtorch today.
 //! Knows nothing of brokers, envelopes or replies.
 
+mod arguments;
+pub mod compare;
 pub(crate) mod cuda;
+pub mod example;
 mod gather;
+mod native;
 mod pieces;
 mod scatter;
 mod script;
+pub mod state;
 mod torch_error;
 pub mod torchscript;
 mod warmup;
@@ -14,13 +19,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sluice_core::Tensor;
 use sluice_core::manifest::EngineKind;
-use sluice_core::{Manifest, Tensor};
 
 use crate::package::Package;
 
 pub use pieces::run_requests;
-pub use warmup::example;
 
 /// Where a model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -87,16 +91,28 @@ impl EngineError {
 /// A batch whose tensors are filled, ready to run on a slot's thread.
 pub type Gathered = Box<dyn FnOnce() -> Result<Vec<Vec<Tensor>>, EngineError> + Send>;
 
-/// A loaded model. Shared by all slots of a device.
+/// A loaded model.
 pub trait Model: Send + Sync {
     /// Fills tensors with the rows of `requests`, each a list of inputs in the manifest's order. Running the result
     /// gives the outputs of each request in the manifest's order.
     fn gather(self: Arc<Self>, requests: &[&[Tensor]]) -> Result<Gathered, EngineError>;
+
+    /// The model for one more slot of its device: itself, or a copy where running it writes into it.
+    fn for_another_slot(self: Arc<Self>) -> Arc<dyn Model>;
+
+    /// Loads and warms up what [`Model::for_another_slot`] promised, on the thread of that slot.
+    fn make_ready(self: Arc<Self>) {}
+
+    /// What running it writes into it, by the names of its attributes: then no two slots share it.
+    fn writes(&self) -> &[String] {
+        &[]
+    }
 }
 
 /// Prepares the calling thread, which is to be a slot's, to load and run models. The guard is held while it does.
 pub fn prepare_thread(threads: usize) -> impl Drop {
     tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(1));
+    native::catch_warnings();
     tch::no_grad_guard()
 }
 
@@ -110,6 +126,7 @@ pub fn prepare_process(jit_profiling: bool) {
     tune_allocator();
     tch::set_num_threads(1);
     tch::jit::set_profiling_mode(jit_profiling);
+    native::catch_prints();
 }
 
 /// Activations of some megabytes are otherwise returned to the kernel after every call and faulted in again.
@@ -135,7 +152,7 @@ pub fn release_memory() {
 /// A model that can run.
 #[derive(Clone)]
 pub struct Loaded {
-    /// Shared by all slots.
+    /// The first slot's.
     pub model: Arc<dyn Model>,
     /// How long a row took to run in a full batch of zeros: what there is to go by until requests come.
     pub row_time: Duration,
@@ -145,14 +162,8 @@ pub struct Loaded {
 pub fn load(package: &Package, device: Device) -> Result<Loaded, EngineError> {
     match package.manifest.engine {
         EngineKind::TorchScript => {
-            let model = Arc::new(torchscript::TorchScript::load(package, device)?);
-            let row_time = warmup::warm_up(&model, &package.manifest)?;
+            let (model, row_time) = torchscript::TorchScript::start(package, device)?;
             Ok(Loaded { model, row_time })
         }
     }
-}
-
-/// The manifest's size for a dimension while nothing is known of a request.
-fn example_size(manifest: &Manifest, name: &str) -> i64 {
-    manifest.padding.get(name).map_or(8, |padding| i64::from(padding.multiple_of.max(8)))
 }

@@ -187,6 +187,13 @@ fn fit(manifest: &Manifest, mut given: Vec<Tensor>) -> Result<Fitted, Failure> {
         }
         for (dimension, size) in spec.shape.iter().zip(&tensor.shape) {
             let Some(name) = dimension.name() else { continue };
+            let smallest = manifest.smallest_size(name);
+            if *size < smallest {
+                return Err(Failure::invalid(format!(
+                    "input `{}`: dimension `{name}` is {size}, and the model takes {smallest} or more",
+                    spec.name
+                )));
+            }
             match named.iter().find(|(known, _)| *known == name) {
                 Some((_, earlier)) if earlier != size => {
                     return Err(Failure::invalid(format!(
@@ -247,6 +254,8 @@ mod tests {
         outputs = [{ name = "y", datatype = "FP32", shape = [-1, 4] }]
         [padding]
         tokens = { value = 0 }
+        [sizes]
+        channels = { smallest = 2 }
     "#;
 
     fn tensor(name: &str, datatype: Datatype, shape: &[i64]) -> Tensor {
@@ -295,6 +304,10 @@ mod tests {
             (
                 change(|inputs| inputs[1] = tensor("mask", Datatype::Int64, &[2, 8])),
                 "input `mask`: dimension `tokens` is 8 here and 7",
+            ),
+            (
+                change(|inputs| inputs[0] = tensor("scale", Datatype::Fp32, &[2, 1])),
+                "input `scale`: dimension `channels` is 1, and the model takes 2 or more",
             ),
         ];
         for (message, expected) in cases {

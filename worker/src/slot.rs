@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -65,6 +65,7 @@ pub struct Slot {
     work: mpsc::UnboundedSender<Work>,
     model: Arc<dyn Model>,
     clock: Arc<Clock>,
+    ready: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
@@ -92,7 +93,8 @@ impl Clock {
     }
 }
 
-/// Starts `count` slots. The first loads the model and warms it up; all share it. Also returns how long a row took.
+/// Starts `count` slots. The first loads the model and warms it up; the others share it, or have copies where running it writes into it.
+/// Also returns how long a row took.
 pub async fn start_all(
     package: &Arc<Package>,
     device: Device,
@@ -118,7 +120,8 @@ pub async fn start_all(
         own
     })?;
     let Loaded { model, row_time } = loaded.await.context("the slot's thread ended while loading")??;
-    let mut slots = vec![Slot { work, model: Arc::clone(&model), clock, thread }];
+    let mut slots =
+        vec![Slot { work, model: Arc::clone(&model), clock, ready: Arc::new(AtomicBool::new(true)), thread }];
     for index in 1..count {
         slots.push(start(package, Arc::clone(&model), index, finished)?);
     }
@@ -136,15 +139,27 @@ pub fn start(
     let clock = Arc::new(Clock { base: Instant::now(), started: AtomicU64::new(0) });
     let thread =
         Thread { index, package: Arc::clone(package), receiver, finished: finished.clone(), clock: Arc::clone(&clock) };
-    let own = Arc::clone(&model);
-    let thread = thread.start(move |_| Some(own))?;
-    Ok(Slot { work, model, clock, thread })
+    let model = model.for_another_slot();
+    let ready = Arc::new(AtomicBool::new(false));
+    let (own, is_ready) = (Arc::clone(&model), Arc::clone(&ready));
+    let thread = thread.start(move |_| {
+        // If it fails, its first batch tries again.
+        _ = catch_unwind(AssertUnwindSafe(|| Arc::clone(&own).make_ready()));
+        is_ready.store(true, Ordering::Release);
+        Some(own)
+    })?;
+    Ok(Slot { work, model, clock, ready, thread })
 }
 
 impl Slot {
     /// What it runs.
     pub fn model(&self) -> Arc<dyn Model> {
         Arc::clone(&self.model)
+    }
+
+    /// Whether it has its model: a copy takes its time to load.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
     }
 
     /// Runs a batch now.

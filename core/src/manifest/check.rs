@@ -72,6 +72,18 @@ pub(super) fn check(manifest: &Manifest) -> Result<(), ManifestError> {
             fault(&format!("padding.{name}.multiple_of"), "must be at least 1".into());
         }
     }
+    for (name, sizes) in &manifest.sizes {
+        if !known.contains(name.as_str()) {
+            fault(&format!("sizes.{name}"), "names no dimension of an input".into());
+        }
+        if sizes.smallest < 1 {
+            fault(&format!("sizes.{name}.smallest"), "must be at least 1".into());
+        }
+        if let Some(example) = sizes.example.filter(|example| *example < sizes.smallest.max(1)) {
+            let reason = format!("is {example}: less than the smallest, {}", sizes.smallest.max(1));
+            fault(&format!("sizes.{name}.example"), reason);
+        }
+    }
     let positive = [
         ("batching.max_rows", manifest.batching.max_rows as u64),
         ("limits.queue_length", manifest.limits.queue_length),
@@ -140,13 +152,32 @@ mod tests {
             .replace("model.pt", "../model.pt")
             .replace("[-1, 384]", "[384, -1]")
             .replace("tokens = { value = 0, multiple_of = 8 }", "words = { multiple_of = 0 }")
-            .replace("max_delay = \"2ms\"", "max_rows = 0");
+            .replace("max_delay = \"2ms\"", "max_rows = 0")
+            + "[sizes]\nwords = { smallest = 9, example = 8 }\ntokens = { smallest = 0 }\n";
         let error = Manifest::parse(&bad).expect_err("a bad manifest");
-        for key in
-            ["`file`", "`outputs[0].shape`", "`padding.words`", "`padding.words.multiple_of`", "`batching.max_rows`"]
-        {
+        for key in [
+            "`file`",
+            "`outputs[0].shape`",
+            "`padding.words`",
+            "`padding.words.multiple_of`",
+            "`sizes.words` names",
+            "`sizes.words.example` is 8",
+            "`sizes.tokens.smallest`",
+            "`batching.max_rows`",
+        ] {
             assert!(error.faults().iter().any(|fault| fault.starts_with(key)), "{key} is not in {error}");
         }
+    }
+
+    #[test]
+    fn a_size_is_the_example_or_no_less_than_is_needed() {
+        let of = |more: &str| {
+            let manifest = Manifest::parse(&format!("{GOOD}{more}")).expect("a good manifest");
+            (manifest.example_size("tokens"), manifest.smallest_size("tokens"))
+        };
+        assert_eq!(of(""), (8, 1));
+        assert_eq!(of("[sizes]\ntokens = { smallest = 400 }"), (400, 400));
+        assert_eq!(of("[sizes]\ntokens = { smallest = 2, example = 128 }"), (128, 2));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! End to end: real servers, real binaries, on each broker.
 
 mod answers;
+mod checks;
 mod engine;
 mod faults;
 mod files;

@@ -134,6 +134,10 @@ mod tests {
                 Ok(requests.iter().map(double).collect())
             }))
         }
+
+        fn for_another_slot(self: Arc<Self>) -> Arc<dyn Model> {
+            self
+        }
     }
 
     fn request(bytes: &[u8]) -> Vec<Tensor> {

@@ -5,16 +5,22 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use sluice_core::manifest::{Dimension, Manifest, TensorSpec};
 use sluice_core::{Datatype, Tensor};
-use tch::TchError;
 
 use super::gather::{copy_box, kind_of};
 use super::script::Value;
-use super::{Blame, EngineError, torch_error};
+use super::{Blame, EngineError, native, torch_error};
 
 /// What the gathered batch looked like: rows of each request, and its sizes of the padded dimensions.
 pub(super) struct Layout {
     pub rows: Vec<usize>,
     pub padded: Vec<BTreeMap<String, i64>>,
+}
+
+/// Whether answers may share memory with what the model returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Memory {
+    Shared,
+    Copied,
 }
 
 /// Finds the manifest's outputs in what the model returned, by name in a dict, by order elsewhere.
@@ -74,14 +80,26 @@ pub(super) fn check(spec: &TensorSpec, output: &tch::Tensor, rows: i64) -> Resul
 }
 
 /// Divides a batch's outputs among its requests.
-pub(super) fn scatter(manifest: &Manifest, value: Value, layout: &Layout) -> Result<Vec<Vec<Tensor>>, EngineError> {
+pub(super) fn scatter(
+    manifest: &Manifest,
+    value: Value,
+    layout: &Layout,
+    memory: Memory,
+) -> Result<Vec<Vec<Tensor>>, EngineError> {
     let wrong = |message: String| EngineError::new(Blame::Request, message);
     let outputs = outputs_of(manifest, value).map_err(wrong)?;
     let rows: usize = layout.rows.iter().sum();
     let mut requests: Vec<Vec<Tensor>> = layout.rows.iter().map(|_| Vec::with_capacity(outputs.len())).collect();
     for (spec, output) in manifest.outputs.iter().zip(outputs) {
+        let output = native::plain(&output, memory == Memory::Copied).map_err(|error| {
+            let explained = torch_error::explain(&error);
+            EngineError {
+                message: format!("output `{}` cannot be read: {}", spec.name, explained.message),
+                ..explained
+            }
+        })?;
         check(spec, &output, rows as i64).map_err(wrong)?;
-        let (shape, bytes) = bytes_of(spec, output).map_err(|error| torch_error::explain(&error))?;
+        let (shape, bytes) = bytes_of(spec, output);
         let row = bytes.len() / rows;
         let mut at = 0;
         for (index, rows) in layout.rows.iter().enumerate() {
@@ -116,25 +134,25 @@ fn unpad(spec: &TensorSpec, padded: &BTreeMap<String, i64>, shape: Vec<i64>, dat
     Tensor { name, datatype: spec.datatype, shape: own, data: cut.into() }
 }
 
-/// A tensor's memory, shared.
-struct Memory {
+/// A tensor's memory, owned.
+struct Owner {
     tensor: tch::Tensor,
     length: usize,
 }
 
-impl AsRef<[u8]> for Memory {
+impl AsRef<[u8]> for Owner {
     fn as_ref(&self) -> &[u8] {
         // SAFETY: the tensor is contiguous, on the CPU, of this many bytes, and is not written to any more.
         unsafe { std::slice::from_raw_parts(self.tensor.data_ptr().cast::<u8>(), self.length) }
     }
 }
 
-fn bytes_of(spec: &TensorSpec, output: tch::Tensor) -> Result<(Vec<i64>, Bytes), TchError> {
-    let tensor = output.f_to_device(tch::Device::Cpu)?.f_contiguous()?;
+/// The bytes of a plain tensor of the spec's datatype.
+fn bytes_of(spec: &TensorSpec, tensor: tch::Tensor) -> (Vec<i64>, Bytes) {
     let shape = tensor.size();
     let length = shape.iter().product::<i64>() as usize * spec.datatype.size().unwrap_or(1);
     if length == 0 {
-        return Ok((shape, Bytes::new()));
+        return (shape, Bytes::new());
     }
-    Ok((shape, Bytes::from_owner(Memory { tensor, length })))
+    (shape, Bytes::from_owner(Owner { tensor, length }))
 }

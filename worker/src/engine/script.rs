@@ -1,6 +1,7 @@
 //! A TorchScript module over torch-sys. The safe wrapper's `forward_is` leaks every input when a call fails; this one
 //! frees them, and reads outputs of any nesting.
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::raw::c_int;
 use std::path::Path;
@@ -8,6 +9,9 @@ use std::ptr;
 
 use tch::{TchError, Tensor};
 use torch_sys::{CIValue, CModule_};
+
+use super::arguments::Given;
+use super::native::{self, Inspection};
 
 /// What a module returned.
 #[derive(Debug)]
@@ -23,8 +27,8 @@ pub(super) enum Value {
 /// A loaded module.
 pub(super) struct Script(*mut CModule_);
 
-// SAFETY: a TorchScript module in evaluation mode may be run from several threads: libtorch's interpreter keeps its
-// state per call, and tch declares the same of its own wrapper.
+// SAFETY: a TorchScript module whose `forward` does not write into it may be run from several threads: libtorch's interpreter keeps its
+// state per call. One that does has a `Script` for each slot, which `TorchScript` sees to.
 unsafe impl Send for Script {}
 // SAFETY: as above.
 unsafe impl Sync for Script {}
@@ -81,49 +85,42 @@ impl Script {
         // SAFETY: the path is a terminated string that outlives the call.
         let module = checked(unsafe { torch_sys::atm_load_on_device(path.as_ptr(), number_of(device)) })?;
         let script = Self(module);
-        // SAFETY: the module was just loaded.
-        checked(unsafe { torch_sys::atm_eval(script.0) })?;
+        // SAFETY: the module was just loaded: nobody else has it.
+        unsafe {
+            checked(torch_sys::atm_eval(script.0))?;
+            native::move_constants(script.0, number_of(device))?;
+        }
         Ok(script)
     }
 
+    /// What `forward` takes, and what it writes.
+    pub(super) fn inspect(&self) -> Result<Inspection, TchError> {
+        // SAFETY: the module is alive.
+        unsafe { native::inspect(self.0) }
+    }
+
+    /// What its buffers hold, to be compared. Not while it runs.
+    pub(super) fn buffers(&self) -> Result<BTreeMap<String, String>, TchError> {
+        // SAFETY: the module is alive.
+        unsafe { native::buffers(self.0) }
+    }
+
     /// Runs `forward`.
-    pub(super) fn forward(&self, inputs: &[Tensor]) -> Result<Value, TchError> {
-        let mut arguments = Vec::with_capacity(inputs.len());
-        for input in inputs {
-            // SAFETY: the tensor is alive; the value takes a reference of its own.
-            arguments.push(Owned(checked(unsafe { torch_sys::ati_tensor(input.as_ptr().cast_mut()) })?));
+    pub(super) fn forward(&self, given: &[Given], inputs: &[Tensor]) -> Result<Value, TchError> {
+        let mut arguments = Vec::with_capacity(given.len());
+        for one in given {
+            // SAFETY: tensor and module are alive; the value takes a reference of its own.
+            let pointer = match one {
+                Given::Input(at) => checked(unsafe { torch_sys::ati_tensor(inputs[*at].as_ptr().cast_mut()) })?,
+                Given::Default(at) => unsafe { native::default(self.0, *at)? },
+            };
+            arguments.push(Owned(pointer));
         }
         let pointers: Vec<*mut CIValue> = arguments.iter().map(|argument| argument.0).collect();
         // SAFETY: the pointers are as many as said, and alive until the call returns.
         let output = checked(unsafe { torch_sys::atm_forward_(self.0, pointers.as_ptr(), pointers.len() as c_int) })?;
         read(Owned(output))
     }
-
-    /// `forward`'s arguments, by their names: calling it with none fails and says how it is declared.
-    pub(super) fn arguments(&self) -> Option<Vec<String>> {
-        let name = CString::new("forward").ok()?;
-        // SAFETY: no arguments are passed; the name is terminated. The call is made to fail before it runs.
-        let result = checked(unsafe { torch_sys::atm_method(self.0, name.as_ptr(), ptr::null(), 0) });
-        match result {
-            Ok(output) => {
-                if !output.is_null() {
-                    // SAFETY: a tensor that was returned to us.
-                    drop(unsafe { Tensor::from_ptr(output) });
-                }
-                Some(Vec::new())
-            }
-            Err(TchError::Torch(text)) => declared_arguments(&text),
-            Err(_) => None,
-        }
-    }
-}
-
-/// Reads `Declaration: forward(__torch__.M self, Tensor x, Tensor y) -> Tensor`.
-fn declared_arguments(text: &str) -> Option<Vec<String>> {
-    let (_, declaration) = text.split_once("Declaration: forward(")?;
-    let (list, _) = declaration.split_once(") ->")?;
-    let name = |argument: &str| argument.trim().rsplit(' ').next().unwrap_or_default().to_owned();
-    Some(list.split(", ").skip(1).map(name).collect())
 }
 
 impl Drop for Script {
@@ -196,17 +193,5 @@ fn text(key: &Owned) -> Result<String, TchError> {
         let text = std::ffi::CStr::from_ptr(pointer).to_string_lossy().into_owned();
         libc::free(pointer.cast());
         Ok(text)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn argument_names_are_read_from_the_declaration() {
-        let text = "forward() is missing value for argument 'ids'. Declaration: forward(__torch__.M self, Tensor ids, Tensor mask) -> Tensor";
-        assert_eq!(declared_arguments(text), Some(vec!["ids".into(), "mask".into()]));
-        assert_eq!(declared_arguments("something else"), None);
     }
 }

@@ -27,8 +27,12 @@ fn first_line(text: &str) -> String {
                 && !kind.is_empty()
                 && kind.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.'))
         };
-        if let Some(line) = text.lines().rev().map(str::trim).find(useful) {
-            return line.to_owned();
+        // What lists kernels or frames has lines behind the error's own.
+        let named =
+            |line: &&str| useful(line) && line.split_once(": ").is_some_and(|(kind, _)| kind.ends_with("Error"));
+        let lines = || text.lines().rev().map(str::trim);
+        if let Some(line) = lines().find(named).or_else(|| lines().find(useful)) {
+            return of_backend(line);
         }
     }
     if text.contains("constants.pkl") && text.contains("failed locating file") {
@@ -37,7 +41,18 @@ fn first_line(text: &str) -> String {
             .into();
     }
     let before_frames = text.split("Exception raised from").next().unwrap_or(text);
-    before_frames.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("libtorch gave no reason").to_owned()
+    of_backend(before_frames.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("libtorch gave no reason"))
+}
+
+/// An operation that the device does not have is told with guesses at why; the one that helps here is another.
+fn of_backend(line: &str) -> String {
+    match line.split_once(" This could be because") {
+        Some((what, _)) if what.contains("Could not run") => format!(
+            "{what} The model's code names a device, or makes a layout, that this operation does not have here: let it take the device of an \
+             input (`x.device`) and return dense tensors"
+        ),
+        _ => line.to_owned(),
+    }
 }
 
 fn blame(text: &str) -> Blame {
@@ -92,6 +107,21 @@ mod tests {
                 .message
                 .contains("torch.jit.trace")
         );
+    }
+
+    #[test]
+    fn a_missing_backend_is_told_in_one_line_that_says_what_to_change() {
+        let text = "The following operation failed in the TorchScript interpreter.\nTraceback of TorchScript (most recent call last):\n\
+                    RuntimeError: Could not run 'aten::empty.memory_format' with arguments from the 'CUDA' backend. This could be because \
+                    the operator doesn't exist for this backend, or was omitted.\n\n\
+                    CPU: registered at /pytorch/build/RegisterCPU.cpp:1 [kernel]\n\
+                    PythonDispatcher: registered at /pytorch/aten/src/ATen/core/PythonFallbackKernel.cpp:196 [backend fallback]\n";
+        let message = of(text).message;
+        assert!(
+            message
+                .starts_with("RuntimeError: Could not run 'aten::empty.memory_format' with arguments from the 'CUDA'")
+        );
+        assert!(message.contains("`x.device`") && !message.contains("PythonDispatcher"), "{message}");
     }
 
     #[test]

@@ -2,68 +2,76 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use sluice_core::{Manifest, Tensor};
+use tracing::{info, warn};
 
+use super::arguments::{Given, give};
 use super::gather::{fill, kind_of};
-use super::scatter::{Layout, scatter};
+use super::scatter::{Layout, Memory, scatter};
 use super::script::Script;
-use super::{Blame, Device, EngineError, Gathered, Model, torch_error};
+use super::{Blame, Device, EngineError, Gathered, Model, state, torch_error, warmup};
 use crate::package::Package;
 
-/// A loaded TorchScript model.
+/// A TorchScript model. Slots share it, unless its `forward` writes into the module: then each has a copy.
 pub struct TorchScript {
-    script: Script,
-    manifest: Manifest,
+    package: Package,
     device: tch::Device,
+    given: Vec<Given>,
+    /// The attributes that `forward` writes, once that is known.
+    writes: OnceLock<Vec<String>>,
+    /// A copy is loaded by the thread that is to run it.
+    script: OnceLock<Script>,
+    loading: Mutex<()>,
 }
 
 impl TorchScript {
-    /// Loads the package's file. Outputs are checked by the warm-up.
-    pub fn load(package: &Package, device: Device) -> Result<Self, EngineError> {
+    /// Loads the package's file, warms it up, and finds out what it writes. Returns how long a row took as well.
+    pub fn start(package: &Package, device: Device) -> Result<(Arc<Self>, Duration), EngineError> {
         let manifest = &package.manifest;
-        let refuse = |message: String| EngineError::new(Blame::Request, message);
         for (role, specs) in [("input", &manifest.inputs), ("output", &manifest.outputs)] {
-            for spec in specs {
-                if kind_of(spec.datatype).is_none() {
-                    return Err(refuse(format!(
-                        "{role} `{}`: the torchscript engine does not support {}",
-                        spec.name, spec.datatype
-                    )));
-                }
+            if let Some(spec) = specs.iter().find(|spec| kind_of(spec.datatype).is_none()) {
+                let message =
+                    format!("{role} `{}`: the torchscript engine does not support {}", spec.name, spec.datatype);
+                return Err(refuse(message));
             }
         }
-        let device = match device {
-            Device::Cpu => tch::Device::Cpu,
-            Device::Cuda(number) => {
-                let found = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
-                if number >= found {
-                    return Err(refuse(format!(
-                        "device `cuda:{number}` is not there: libtorch sees {found} CUDA devices on this host"
-                    )));
-                }
-                tch::Device::Cuda(number)
-            }
-        };
-        let script = Script::load(&package.file, device).map_err(|error| {
-            let explained = torch_error::explain(&error);
-            EngineError {
-                message: format!("cannot load `{}`: {}", package.file.display(), explained.message),
-                ..explained
-            }
-        })?;
-        if let Some(arguments) = script.arguments()
-            && arguments.len() != manifest.inputs.len()
-        {
-            return Err(refuse(format!(
-                "the manifest has {} inputs, the model's forward takes {}: {}",
-                manifest.inputs.len(),
-                arguments.len(),
-                arguments.join(", ")
-            )));
+        let device = found(device)?;
+        let script = open(package, device)?;
+        let explain = |error: tch::TchError| torch_error::explain(&error);
+        let inspection = script.inspect().map_err(explain)?;
+        let given = give(&inspection.arguments, manifest.inputs.len()).map_err(refuse)?;
+        let before = script.buffers().map_err(explain)?;
+        let model = Arc::new(Self {
+            package: package.clone(),
+            device,
+            given,
+            writes: OnceLock::new(),
+            script: OnceLock::from(script),
+            loading: Mutex::default(),
+        });
+        let row_time = warmup::warm_up(&model, manifest)?;
+        let after = model.script()?.buffers().map_err(explain)?;
+        let writes = model.writes.get_or_init(|| state::written(inspection.writes, &before, &after));
+        if !writes.is_empty() && !inspection.random && state::remembers(&model, manifest) {
+            return Err(refuse(state::refusal(writes)));
         }
-        Ok(Self { script, manifest: manifest.clone(), device })
+        if !writes.is_empty() {
+            info!(model = %manifest.name, writes = state::names(writes), "forward writes into the module: each slot has a copy of its own");
+        }
+        Ok((model, row_time))
+    }
+
+    fn script(&self) -> Result<&Script, EngineError> {
+        // One load at a time; whoever waited finds it there.
+        let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(script) = self.script.get() {
+            return Ok(script);
+        }
+        let script = open(&self.package, self.device)?;
+        Ok(self.script.get_or_init(|| script))
     }
 
     fn forward(&self, inputs: &[tch::Tensor], layout: &Layout) -> Result<Vec<Vec<Tensor>>, EngineError> {
@@ -77,8 +85,10 @@ impl TorchScript {
                 moved = moving.collect::<Result<_, _>>().map_err(|error| torch_error::explain(&error))?;
                 &moved
             };
-            let value = self.script.forward(inputs).map_err(|error| torch_error::explain(&error))?;
-            scatter(&self.manifest, value, layout)
+            let value = self.script()?.forward(&self.given, inputs).map_err(|error| torch_error::explain(&error))?;
+            // What the module holds is written by its next run, which may come before the answers have left.
+            let memory = if self.writes().is_empty() { Memory::Shared } else { Memory::Copied };
+            scatter(&self.package.manifest, value, layout, memory)
         });
         catch_unwind(run).unwrap_or_else(|panic| Err(of_panic(&*panic)))
     }
@@ -86,7 +96,7 @@ impl TorchScript {
 
 impl Model for TorchScript {
     fn gather(self: Arc<Self>, requests: &[&[Tensor]]) -> Result<Gathered, EngineError> {
-        let manifest = &self.manifest;
+        let manifest = &self.package.manifest;
         let mut inputs = Vec::with_capacity(manifest.inputs.len());
         for (at, spec) in manifest.inputs.iter().enumerate() {
             let parts: Vec<&Tensor> = requests.iter().map(|request| &request[at]).collect();
@@ -98,6 +108,56 @@ impl Model for TorchScript {
         };
         Ok(Box::new(move || self.forward(&inputs, &layout)))
     }
+
+    fn for_another_slot(self: Arc<Self>) -> Arc<dyn Model> {
+        if self.writes().is_empty() {
+            return self;
+        }
+        Arc::new(Self {
+            package: self.package.clone(),
+            device: self.device,
+            given: self.given.clone(),
+            writes: self.writes.clone(),
+            script: OnceLock::new(),
+            loading: Mutex::default(),
+        })
+    }
+
+    fn make_ready(self: Arc<Self>) {
+        if self.script.get().is_none()
+            && let Err(error) = warmup::warm_up(&self, &self.package.manifest)
+        {
+            let model = &self.package.manifest.name;
+            warn!(%model, reason = error.message, "a copy for another slot cannot be loaded; trying again with its first batch");
+        }
+    }
+
+    fn writes(&self) -> &[String] {
+        self.writes.get().map_or(&[], Vec::as_slice)
+    }
+}
+
+fn refuse(message: String) -> EngineError {
+    EngineError::new(Blame::Request, message)
+}
+
+/// libtorch's name of the device, if it is there.
+fn found(device: Device) -> Result<tch::Device, EngineError> {
+    let Device::Cuda(number) = device else { return Ok(tch::Device::Cpu) };
+    let found = super::gpus();
+    if number >= found {
+        return Err(refuse(format!(
+            "device `cuda:{number}` is not there: libtorch sees {found} CUDA devices on this host"
+        )));
+    }
+    Ok(tch::Device::Cuda(number))
+}
+
+fn open(package: &Package, device: tch::Device) -> Result<Script, EngineError> {
+    Script::load(&package.file, device).map_err(|error| {
+        let explained = torch_error::explain(&error);
+        EngineError { message: format!("cannot load `{}`: {}", package.file.display(), explained.message), ..explained }
+    })
 }
 
 /// A request's own sizes of the dimensions that are padded.

@@ -73,7 +73,9 @@ impl Slots {
     /// The one that has least to do, and the room that it has for a batch, if it has any.
     pub fn free(&self) -> Option<(usize, Room)> {
         let staying = self.all.iter().filter(|(_, place)| !place.leaving);
-        let (slot, load) = staying.map(|(slot, place)| (*slot, place.load)).min_by_key(|(_, load)| *load)?;
+        // One that still loads its copy of the model is as good as busy: what it gets waits.
+        let load = |place: &Place| place.load + u8::from(!place.slot.is_ready());
+        let (slot, load) = staying.map(|(slot, place)| (*slot, load(place))).min_by_key(|(_, load)| *load)?;
         match load {
             0 => Some((slot, Room::IdleSlot)),
             1 => Some((slot, Room::NextBatch)),
