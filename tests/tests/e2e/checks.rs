@@ -132,13 +132,13 @@ fn arguments_with_defaults_need_not_be_inputs() -> Result<()> {
     let size = "x: Tensor,\n    size: Tuple[int, int]=(2, 2)) -> Tensor";
     with("size", size, &["return torch.mul(x, (size)[0])"])?.expect("a tuple with a default");
     let optional = "x: Optional[Tensor]=None) -> Tensor";
-    with("optional", optional, &["return ops.prim.unchecked_cast(x)"])?.expect("an optional tensor");
+    with("optional", optional, &["return ops.prim.unchecked_unwrap_optional(x)"])?.expect("an optional tensor");
     let refused = with("steps", "x: Tensor,\n    steps: int) -> Tensor", &["return torch.mul(x, steps)"])?;
     let refused = refused.expect_err("an int that must be given");
     assert!(refused.contains("the model's forward wants `steps`, int: an input is a tensor"), "{refused}");
     let pair = with("pair", "x: Tensor,\n    y: Tensor,\n    n: int=1) -> Tensor", &["return torch.add(x, y)"])?;
     let refused = pair.expect_err("one input is missing");
-    assert!(refused.contains("the manifest has 1 inputs, the model's forward takes 2 tensors: x, y"), "{refused}");
+    assert!(refused.contains("the manifest has 1 inputs, the model's forward takes 2: x, y"), "{refused}");
     Ok(())
 }
 

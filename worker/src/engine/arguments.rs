@@ -25,7 +25,7 @@ pub(super) fn give(arguments: &[Argument], inputs: usize) -> Result<Vec<Given>, 
         let names: Vec<String> = takes.iter().map(|at| named(&arguments[*at])).collect();
         let count = if needed == takes.len() { needed.to_string() } else { format!("{needed} to {}", takes.len()) };
         let names = if names.is_empty() { String::new() } else { format!(": {}", names.join(", ")) };
-        return Err(format!("the manifest has {inputs} inputs, the model's forward takes {count} tensors{names}"));
+        return Err(format!("the manifest has {inputs} inputs, the model's forward takes {count}{names}"));
     }
     let last = takes[..inputs].last().map_or(0, |at| at + 1);
     let mut next = 0..inputs;
@@ -74,12 +74,9 @@ mod tests {
     fn refusals_count_what_can_be_given() {
         let pair = [("image1", "Tensor"), ("image2", "Tensor"), ("num_flow_updates=", "int")];
         let refusal = given(&pair, 1).expect_err("one is missing");
-        assert_eq!(refusal, "the manifest has 1 inputs, the model's forward takes 2 tensors: image1, image2");
+        assert_eq!(refusal, "the manifest has 1 inputs, the model's forward takes 2: image1, image2");
         let refusal = given(&[("x", "Tensor"), ("mask=", "Optional[Tensor]")], 3).expect_err("too many");
-        assert_eq!(
-            refusal,
-            "the manifest has 3 inputs, the model's forward takes 1 to 2 tensors: x, mask (not needed)"
-        );
+        assert_eq!(refusal, "the manifest has 3 inputs, the model's forward takes 1 to 2: x, mask (not needed)");
         let refusal = given(&[("x", "Tensor"), ("steps", "int")], 1).expect_err("`steps` cannot be given");
         assert!(refusal.starts_with("the model's forward wants `steps`, int: an input is a tensor."), "{refusal}");
     }
