@@ -167,10 +167,9 @@ fn provably_larger(model: &Arc<dyn Model>, package: &Package) -> Result<Option<S
     let manifest = &package.manifest;
     let together = manifest.batching.max_rows.min(rows::COMPARED);
     if together > 1 {
-        for reason in [rows::dependence(model, manifest, together)?, rows::padding(model, manifest, together)?] {
-            if let Some(reason) = reason {
-                bail!(reason);
-            }
+        let reason = rows::dependence(model, manifest, together)?;
+        if let Some(reason) = reason.or(rows::padding(model, manifest, together)?) {
+            bail!(reason);
         }
     }
     if together == rows::COMPARED {

@@ -115,9 +115,11 @@ fn varying_sizes_are_those_of_the_manifest_and_padding_must_not_change_answers()
     with("long-10", &long, "[sizes]\nsamples = { smallest = 10 }\n[padding]\nsamples = {}")?.expect("it runs");
     // A sum does not mind zeros, a mean does.
     with("sum", &["return torch.sum(x, [1])"], "[padding]\nsamples = {}")?.expect("zeros add nothing");
-    let refused = with("mean", &["return torch.mean(x, [1])"], "[padding]\nsamples = {}")?;
-    let refused = refused.expect_err("zeros count in a mean");
-    assert!(refused.contains("padding changes answers"), "{refused}");
+    for padding in ["{}", "{ multiple_of = 16 }"] {
+        let refused = with("mean", &["return torch.mean(x, [1])"], &format!("[padding]\nsamples = {padding}"))?;
+        let refused = refused.expect_err("zeros count in a mean");
+        assert!(refused.contains("padding changes answers"), "{refused}");
+    }
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use sluice_core::manifest::Padding;
 use sluice_core::{Manifest, Tensor};
 
 use super::run;
@@ -32,10 +33,35 @@ pub fn padding(model: &Arc<dyn Model>, manifest: &Manifest, rows: usize) -> Resu
     if all.is_empty() || rows < 2 {
         return Ok(None);
     }
+    let requests = of_sizes(manifest, &all, rows);
+    let named = |sizes: &BTreeMap<String, i64>| {
+        let all: Vec<String> = sizes.iter().map(|(name, size)| format!("{name} = {size}")).collect();
+        all.join(", ")
+    };
+    let tried =
+        || format!("running requests of {} together", all.iter().map(named).collect::<Vec<_>>().join(" and of "));
+    let advice = || format!("{}: if requests are never so small, say so by `smallest` in [sizes]", tried());
+    let mut found = differs(model, &requests).with_context(advice)?;
+    if found.is_none()
+        && let Some(larger) = larger(manifest)
+    {
+        // A size that nobody spoke of: the model need not run on it.
+        found = differs(model, &of_sizes(manifest, &[all[0].clone(), larger], rows)).unwrap_or_default();
+    }
+    Ok(found.map(|what| {
+        format!(
+            "padding changes answers: {what} beside requests of another size ({}). Let the model leave out what is filled up, by a mask \
+             for instance, or take [padding] out of the manifest",
+            tried()
+        )
+    }))
+}
+
+/// Requests of these sizes in turns, of one row and of two, with at most `rows` rows together.
+fn of_sizes(manifest: &Manifest, all: &[BTreeMap<String, i64>], rows: usize) -> Vec<Vec<Tensor>> {
     let mut requests = Vec::new();
     let mut left = rows;
     for (seed, sizes) in all.iter().cycle().take(COMPARED).enumerate() {
-        // Of one row and of two in turns.
         let own = (1 + seed % 2).min(left);
         if own == 0 {
             break;
@@ -43,21 +69,17 @@ pub fn padding(model: &Arc<dyn Model>, manifest: &Manifest, rows: usize) -> Resu
         left -= own;
         requests.push(random_of(manifest, own, seed as u64 + 2000, sizes));
     }
-    let named = |sizes: &BTreeMap<String, i64>| {
-        let all: Vec<String> = sizes.iter().map(|(name, size)| format!("{name} = {size}")).collect();
-        all.join(", ")
+    requests
+}
+
+/// A size beside which requests of the example's are filled up further, where rounding up makes many sizes alike.
+fn larger(manifest: &Manifest) -> Option<BTreeMap<String, i64>> {
+    let beyond = |(name, padding): (&String, &Padding)| {
+        let (example, multiple) = (manifest.example_size(name), i64::from(padding.multiple_of.max(1)));
+        (multiple > 1).then(|| (name.clone(), (example + multiple - 1) / multiple * multiple + 1))
     };
-    let tried =
-        || format!("running requests of {} together", all.iter().map(named).collect::<Vec<_>>().join(" and of "));
-    let differs = differs(model, &requests)
-        .with_context(|| format!("{}: if requests are never so small, say so by `smallest` in [sizes]", tried()))?;
-    Ok(differs.map(|what| {
-        format!(
-            "padding changes answers: {what} beside requests of another size ({}). Let the model leave out what is filled up, by a mask \
-             for instance, or take [padding] out of the manifest",
-            tried()
-        )
-    }))
+    let larger: BTreeMap<_, _> = manifest.padding.iter().filter_map(beyond).collect();
+    (!larger.is_empty()).then_some(larger)
 }
 
 /// Some sizes of the dimensions that are padded: the example, the smallest, one between.
