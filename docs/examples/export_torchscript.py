@@ -63,6 +63,9 @@ def export(model, inputs, name, outputs=None, folder=None, varying=None, padding
     text = f'name = "{name}"\nengine = "torchscript"\nfile = "model.pt"\n\n'
     text += "inputs = [\n" + "".join(f"    {line},\n" for line in specs) + "]\n"
     text += "outputs = [\n" + "".join(f"    {line},\n" for line in gives) + "]\n"
+    sizes = {label: tensor.shape[d] for key, tensor in inputs.items() for d, label in varying.get(key, {}).items()}
+    if sizes:
+        text += "\n[sizes]\n" + "".join(f"{label} = {{ example = {size} }}\n" for label, size in sizes.items())
     if padding:
         text += "\n[padding]\n" + "".join(f"{key} = {{ value = {value} }}\n" for key, value in padding.items())
     text += f"\n[batching]\nmax_rows = {max_rows}\n"

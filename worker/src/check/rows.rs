@@ -88,9 +88,9 @@ fn sizes(manifest: &Manifest) -> Vec<BTreeMap<String, i64>> {
     let of = |share: i64| -> BTreeMap<String, i64> {
         let size = |name: &&str| {
             let example = manifest.example_size(name);
-            let known = manifest.sizes.contains_key(*name);
-            // Nobody said that it can be small: half of the example then.
-            let least = if known { manifest.smallest_size(name) } else { (example / 2).max(1) };
+            // Where nobody said how small it can be, half of the example.
+            let smallest = manifest.smallest_size(name);
+            let least = if smallest > 1 { smallest } else { (example / 2).max(1) };
             (name.to_string(), least.min(example) + (example - least).max(0) * share / 2)
         };
         names.iter().map(size).collect()
