@@ -62,8 +62,9 @@ const MAX_DEPTH: usize = 32;
 struct WireRequest<'a> {
     #[serde(borrow)]
     inputs: Vec<WireTensor<'a>>,
+    /// Some encoders write what is not given as null.
     #[serde(borrow, default)]
-    outputs: Vec<WireOutput<'a>>,
+    outputs: Option<Vec<WireOutput<'a>>>,
 }
 
 #[derive(Deserialize)]
@@ -93,6 +94,12 @@ struct WireResponse<'a> {
     id: Cow<'a, str>,
     #[serde(borrow)]
     outputs: Vec<WireTensor<'a>>,
+}
+
+#[derive(Deserialize)]
+struct WireModel<'a> {
+    #[serde(borrow)]
+    model_name: Cow<'a, str>,
 }
 
 #[derive(Deserialize)]
@@ -128,7 +135,8 @@ pub fn decode_request(content_type: ContentType, body: &Bytes) -> Result<InferRe
         }
         inputs.push(tensor);
     }
-    Ok(InferRequest { inputs, outputs: wire.outputs.into_iter().map(|output| output.name.into_owned()).collect() })
+    let outputs = wire.outputs.unwrap_or_default().into_iter().map(|output| output.name.into_owned()).collect();
+    Ok(InferRequest { inputs, outputs })
 }
 
 /// Reads a response.
@@ -170,9 +178,16 @@ pub fn encode_response(content_type: ContentType, response: &InferResponse<'_>) 
     }
 }
 
-/// Writes an error reply: `error` as in the protocol, and our `code` and `id` beside it.
-pub fn encode_failure(content_type: ContentType, id: &str, failure: &Failure) -> Bytes {
-    let body = serde_json::json!({ "error": failure.message, "code": failure.code.as_str(), "id": id });
+/// The model that an error reply comes from: of a pipeline, the one that failed. None if it does not say.
+pub fn failed_model(content_type: ContentType, body: &Bytes) -> Option<String> {
+    parse::<WireModel>(content_type, body).ok().map(|wire| wire.model_name.into_owned())
+}
+
+/// Writes an error reply: `error` as in the protocol, and our `code`, `id` and `model_name` beside it.
+pub fn encode_failure(content_type: ContentType, model: &str, id: &str, failure: &Failure) -> Bytes {
+    let body = serde_json::json!({
+        "error": failure.message, "code": failure.code.as_str(), "model_name": model, "id": id,
+    });
     match content_type {
         ContentType::Json => body.to_string().into(),
         ContentType::MessagePack => rmp_serde::to_vec_named(&body).expect("text is representable").into(),

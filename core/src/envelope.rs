@@ -131,7 +131,7 @@ pub struct Envelope {
 /// Headers that cannot be served, with as much as is needed to tell the sender so.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Malformed {
-    /// The id, if there was one that can be used.
+    /// The id, if there was one that can be used; one that cannot, if the refusal goes to an inbox, where no place depends on it.
     pub id: Option<RequestId>,
     /// Where the refusal goes.
     pub reply_to: Option<ReplyTo>,
@@ -164,12 +164,12 @@ impl Envelope {
         let mut faults = Vec::new();
         let mut note = |name: &str, reason: String| faults.push(format!("header `{name}`: {reason}"));
         let mut id = None;
-        let mut has_id = false;
+        let mut given: Option<&str> = None;
         let mut read = Self { lane, ..Self::new(RequestId::unset()) };
         for (name, value) in headers {
             match name {
                 ID => {
-                    has_id = true;
+                    given = Some(value);
                     id = value.parse().map_err(|error: NameError| note(ID, error.to_string())).ok();
                 }
                 REPLY_TO => read.reply_to = value.parse().map_err(|error| note(REPLY_TO, error)).ok(),
@@ -190,13 +190,15 @@ impl Envelope {
                 _ => {}
             }
         }
-        if !has_id {
+        if given.is_none() {
             note(ID, "is missing: every request carries an id".into());
         }
         match id {
             Some(id) if faults.is_empty() => Ok(Self { id, ..read }),
             id => {
                 let Self { reply_to, content_type, .. } = read;
+                let to_inbox = matches!(reply_to, Some(ReplyTo::Inbox(_)));
+                let id = id.or_else(|| given.filter(|_| to_inbox).map(RequestId::of_refused));
                 Err(Box::new(Malformed { id, reply_to, content_type, reason: faults.join("; ") }))
             }
         }
@@ -311,5 +313,16 @@ mod tests {
             assert!(malformed.reason.contains(name), "{}", malformed.reason);
         }
         assert_eq!(malformed.reply_to, Some(ReplyTo::Inbox("_INBOX.x".into())));
+        assert_eq!(malformed.id.map(|id| id.to_string()).as_deref(), Some("a.b"), "its sender knows it by that");
+    }
+
+    #[test]
+    fn an_id_that_cannot_be_used_never_becomes_a_place() {
+        let id_of = |id, reply_to| {
+            let headers = [(ID, id), (REPLY_TO, reply_to)];
+            Envelope::read(Lane::Normal, headers.into_iter()).expect_err("malformed").id.map(|id| id.to_string())
+        };
+        assert_eq!(id_of("a.b", "results:job"), None, "a result is stored under its id");
+        assert_eq!(id_of("a\nb/c", "inbox:_INBOX.x").as_deref(), Some("a_b/c"));
     }
 }

@@ -87,6 +87,12 @@ impl RequestId {
         // Shared: unlike `"".into()` it allocates nothing.
         Self(Arc::default())
     }
+
+    /// An id that breaks the rule, as far as a header can hold it: to tell its sender so, at an inbox. It is no token of a subject.
+    pub(crate) fn of_refused(text: &str) -> Self {
+        let held = text.chars().take(128).map(|character| if character.is_control() { '_' } else { character });
+        Self(held.collect::<String>().into())
+    }
 }
 
 name!(

@@ -33,6 +33,20 @@ pub async fn connect(global: &Global) -> Result<Arc<dyn Broker>> {
     })
 }
 
+/// An error of the broker; one that says no names who may, of the users that are shipped.
+pub fn denied(error: BrokerError, what: &str, who: &str) -> anyhow::Error {
+    let text = format!("this user may not {what}; of the users in broker-config, {who} may");
+    match error {
+        BrokerError::Denied(_) => anyhow!(error).context(text),
+        other => other.into(),
+    }
+}
+
+/// Whether waiting is of no use: this user may not.
+pub fn is_denied(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(BrokerError::Denied(_)))
+}
+
 /// Shows something once, or again every second until Ctrl-C.
 pub async fn show_again(again: bool, mut show: impl AsyncFnMut() -> Result<()>) -> Result<std::process::ExitCode> {
     loop {

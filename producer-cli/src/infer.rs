@@ -89,7 +89,11 @@ async fn no_answer(broker: &std::sync::Arc<dyn Broker>, options: &Infer) -> Stri
 fn show(reply: &Reply) -> Result<ExitCode> {
     if reply.error.is_some() {
         let failure = codec::decode_failure(reply.content_type, &reply.body);
-        println!("{}", serde_json::json!({ "error": failure.message, "code": failure.code, "id": reply.id }));
+        let model = codec::failed_model(reply.content_type, &reply.body);
+        println!(
+            "{}",
+            serde_json::json!({ "error": failure.message, "code": failure.code, "model_name": model, "id": reply.id })
+        );
         return Ok(ExitCode::from(exit::SOME_FAILED));
     }
     let response =

@@ -7,8 +7,10 @@ use std::time::Duration;
 use anyhow::Result;
 use bytes::Bytes;
 use sluice_core::ModelName;
-use sluice_core::broker::{Broker, Signals};
+use sluice_core::broker::{Broker, BrokerError, Signals};
 use sluice_core::report::{ModelReport, REPORT_NOW, REPORTS, Report};
+
+use crate::common;
 
 /// How long the first host may take to report when asked.
 pub const PATIENCE: Duration = Duration::from_millis(500);
@@ -16,6 +18,10 @@ pub const PATIENCE: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(2);
 /// How long each further one may take.
 const QUIET: Duration = Duration::from_millis(150);
+
+fn denied(error: BrokerError) -> anyhow::Error {
+    common::denied(error, "ask the hosts what they run", "`monitoring`, `manager` and `gateway`")
+}
 
 /// The newest report of each host.
 pub struct Hosts {
@@ -26,8 +32,8 @@ pub struct Hosts {
 impl Hosts {
     /// Begins to listen, and asks all hosts to report.
     pub async fn ask(broker: &Arc<dyn Broker>) -> Result<Self> {
-        let signals = broker.listen(REPORTS).await?;
-        broker.signal(REPORT_NOW, Bytes::new()).await?;
+        let signals = broker.listen(REPORTS).await.map_err(denied)?;
+        broker.signal(REPORT_NOW, Bytes::new()).await.map_err(denied)?;
         Ok(Self { signals, reports: BTreeMap::new() })
     }
 
@@ -42,13 +48,17 @@ impl Hosts {
             next?;
             patience = QUIET;
         }
+        if hosts.reports.is_empty() {
+            // By now the broker has said whether this may be asked at all.
+            broker.signal(REPORT_NOW, Bytes::new()).await.map_err(denied)?;
+        }
         Ok(hosts)
     }
 
     /// Waits for the next report.
     pub async fn next(&mut self) -> Result<()> {
         loop {
-            let signal = self.signals.next().await?;
+            let signal = self.signals.next().await.map_err(denied)?;
             // What is no report is not for us.
             if let Ok(report) = serde_json::from_slice::<Report>(&signal.payload) {
                 self.reports.insert(report.host.clone(), report);

@@ -7,7 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use anyhow::{Result, anyhow, bail};
 use sluice_core::broker::Broker;
 use sluice_core::print::count;
-use sluice_core::scaler::{Answer, Explanation, Question};
+use sluice_core::scaler::{Answer, Explanation, Question, SCALER};
 
 use crate::cli::{Global, Scale, ScaleCommand};
 use crate::common::{self, plain};
@@ -50,7 +50,9 @@ pub async fn ask(broker: &Arc<dyn Broker>, question: &Question) -> Result<Answer
     let text = serde_json::to_vec(question)?;
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
-        if let Some(answer) = broker.ask(question.topic(), text.clone().into(), ONE_TRY).await? {
+        let asked = broker.ask(question.topic(), text.clone().into(), ONE_TRY).await;
+        let who = if question.topic() == SCALER { "`monitoring` and `manager`" } else { "`manager`" };
+        if let Some(answer) = asked.map_err(|error| common::denied(error, "ask the scaler for this", who))? {
             return match serde_json::from_slice(&answer)? {
                 Answer::Refused(reason) => Err(anyhow!(reason)),
                 answer => Ok(answer),

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sluice_core::broker::{Broker, BrokerError, Death, Receipt, Replied, Reply, Settlement, Submission};
-use sluice_core::clock::unix_ms;
+use sluice_core::clock::{UnixMs, unix_ms};
 use sluice_core::manifest::Limits;
-use sluice_core::{Envelope, ErrorCode, Failure, ModelName, codec};
+use sluice_core::{Envelope, ErrorCode, Failure, ModelName, RequestId, codec};
 use tracing::{debug, warn};
 
 use crate::engine::{Blame, EngineError};
@@ -101,14 +101,22 @@ impl Replier {
         late: bool,
     ) -> Result<Outcome, BrokerError> {
         match verdict {
-            Verdict::Answered(_) if late => self.refuse(ticket, expired(), Outcome::ExpiredReply).await,
+            Verdict::Answered(_) if late => self.refuse_late(ticket, Outcome::ExpiredReply).await,
             Verdict::Answered(body) => {
-                let sent = self.forward(&ticket, body).await?;
-                self.sent(ticket, sent, Outcome::Forwarded).await
+                match self.forward(&ticket, body).await? {
+                    // As of a request that names a version or a deadline of its own: whoever asked is told, and nothing is kept.
+                    Err(Undeliverable(failure)) if failure.code == ErrorCode::NotFound => {
+                        self.refuse(ticket, failure, Outcome::Invalid).await
+                    }
+                    Err(Undeliverable(failure)) if failure.code == ErrorCode::DeadlineExceeded => {
+                        self.refuse(ticket, failure, Outcome::ExpiredReply).await
+                    }
+                    sent => self.sent(ticket, sent, Outcome::Forwarded).await,
+                }
             }
             Verdict::Rejected(Rejection::Refused(failure)) => self.refuse(ticket, failure, Outcome::Invalid).await,
-            Verdict::Rejected(Rejection::Expired) => self.refuse(ticket, expired(), Outcome::ExpiredFetch).await,
-            Verdict::ExpiredInBatch => self.refuse(ticket, expired(), Outcome::ExpiredBatch).await,
+            Verdict::Rejected(Rejection::Expired) => self.refuse_late(ticket, Outcome::ExpiredFetch).await,
+            Verdict::ExpiredInBatch => self.refuse_late(ticket, Outcome::ExpiredBatch).await,
             Verdict::Rejected(Rejection::Exhausted) => {
                 let attempts = ticket.charged;
                 let reason =
@@ -129,7 +137,7 @@ impl Replier {
             let attempts = ticket.charged;
             return self.bury(ticket, failure, attempts).await;
         };
-        let body = codec::encode_failure(ticket.content_type, id.as_str(), &failure);
+        let body = self.encode(&ticket, id, &failure);
         match self.send(&ticket, Some(failure.code), body).await? {
             Ok(()) => {
                 ticket.hold.settle(Settlement::Done).await?;
@@ -144,6 +152,11 @@ impl Replier {
                 self.bury(ticket, failure, attempts).await
             }
         }
+    }
+
+    async fn refuse_late(&self, ticket: Box<Ticket>, outcome: Outcome) -> Result<Outcome, BrokerError> {
+        let failure = expired(ticket.deadline);
+        self.refuse(ticket, failure, outcome).await
     }
 
     async fn failed(&self, ticket: Box<Ticket>, error: EngineError) -> Result<Outcome, BrokerError> {
@@ -163,11 +176,15 @@ impl Replier {
         self.bury(ticket, Failure::new(code, error.message), attempts).await
     }
 
+    fn encode(&self, ticket: &Ticket, id: &RequestId, failure: &Failure) -> Bytes {
+        codec::encode_failure(ticket.content_type, self.model.as_str(), id.as_str(), failure)
+    }
+
     /// Tells the sender if that can be done, and keeps the request as a dead letter.
     async fn bury(&self, ticket: Box<Ticket>, failure: Failure, attempts: u32) -> Result<Outcome, BrokerError> {
         if let Some(id) = ticket.id.as_ref().filter(|_| ticket.reply_to.is_some()) {
             let told = Failure { message: format!("{} (kept as a dead letter)", failure.message), ..failure.clone() };
-            let body = codec::encode_failure(ticket.content_type, id.as_str(), &told);
+            let body = self.encode(&ticket, id, &told);
             if let Err(Undeliverable(reason)) = self.send(&ticket, Some(failure.code), body).await? {
                 debug!(model = %self.model, id = %id, reason = reason.message, "the sender of a dead letter cannot be told");
             }
@@ -270,6 +287,26 @@ impl Replier {
     }
 }
 
-fn expired() -> Failure {
-    Failure::new(ErrorCode::DeadlineExceeded, "the deadline passed before the request was answered")
+/// Before this many milliseconds, in March 1973, lie no deadlines; seconds since 1970 do until the year 5138.
+const NO_DEADLINE_BEFORE: UnixMs = 100_000_000_000;
+
+fn expired(deadline: Option<UnixMs>) -> Failure {
+    let mut reason = "the deadline passed before the request was answered".to_owned();
+    if let Some(deadline) = deadline.filter(|deadline| *deadline < NO_DEADLINE_BEFORE) {
+        reason += &format!(
+            ": header `sluice-deadline` is `{deadline}`, which are seconds; it counts milliseconds since 1970"
+        );
+    }
+    Failure::new(ErrorCode::DeadlineExceeded, reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_in_seconds_is_told_from_one_that_has_passed() {
+        assert!(expired(Some(1_795_453_611)).message.contains("counts milliseconds"));
+        assert!(!expired(Some(1_795_453_611_269)).message.contains("milliseconds"));
+    }
 }

@@ -44,7 +44,7 @@ pub(crate) async fn connect(options: &Options) -> Result<Nats> {
         info!(url = %shown_url, "the broker is there");
     }
     let jetstream = jetstream::new(client.clone());
-    let acks = acks::Acks::start(&client).await?;
+    let acks = acks::Acks::start(&client, &denials).await?;
     let keeper = keep::Keeper::start(client.clone(), options.settings(Settings::default()).hold_time);
     let settings = State::default();
     Ok(Nats { client, jetstream, options: options.clone(), shown_url, connection, denials, acks, keeper, settings })

@@ -4,13 +4,14 @@
 use std::collections::VecDeque;
 use std::error::Error;
 use std::fmt::Display;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::context::{
     CreateStreamError, CreateStreamErrorKind, DeleteStreamError, DeleteStreamErrorKind,
 };
 use async_nats::jetstream::{self, ErrorCode};
+use tokio::sync::broadcast;
 
 use sluice_core::ModelName;
 use sluice_core::broker::BrokerError;
@@ -27,12 +28,41 @@ pub(super) fn other(what: impl Display, source: impl Into<Box<dyn Error + Send +
     BrokerError::Other { what: what.to_string(), source }
 }
 
-/// What the server refused lately.
-#[derive(Default)]
-pub(super) struct Denials(Mutex<VecDeque<(Instant, String)>>);
+/// What the server refused lately, and whoever waits to hear of it.
+pub(super) struct Denials {
+    lately: Mutex<VecDeque<(Instant, String)>>,
+    news: broadcast::Sender<Arc<str>>,
+}
+
+/// What is refused from now on.
+pub(super) struct Refusals(broadcast::Receiver<Arc<str>>);
+
+/// What a client does with a subject, in the server's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Act {
+    Publish,
+    Subscribe,
+}
+
+impl Act {
+    /// How a refusal of this subject reads in the server's text.
+    fn refused(self, subject: &str) -> String {
+        match self {
+            Act::Publish => format!("Publish to \"{subject}\""),
+            Act::Subscribe => format!("Subscription to \"{subject}\""),
+        }
+    }
+}
 
 /// How long a refusal explains a time-out: longer than the client's own time limit of 5 s.
 const REMEMBERED: Duration = Duration::from_secs(15);
+
+impl Default for Denials {
+    fn default() -> Self {
+        // Whoever is slower than so many has missed some, and runs into its own time limit.
+        Self { lately: Mutex::default(), news: broadcast::channel(256).0 }
+    }
+}
 
 impl Denials {
     /// Notes an error that the server sent of its own accord.
@@ -40,7 +70,8 @@ impl Denials {
         if !text.to_ascii_lowercase().contains("permissions violation") {
             return;
         }
-        let mut denials = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let _ = self.news.send(text.into());
+        let mut denials = self.lately.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         denials.retain(|(when, _)| when.elapsed() < REMEMBERED);
         if denials.len() >= 64 {
             denials.pop_front();
@@ -53,11 +84,49 @@ impl Denials {
         if !matches!(error, BrokerError::TimedOut(_)) {
             return error;
         }
-        let denials = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let denials = self.lately.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let quoted = format!("\"{subject}");
         match denials.iter().rev().find(|(when, text)| when.elapsed() < REMEMBERED && text.contains(&quoted)) {
             Some((_, text)) => BrokerError::Denied(text.clone()),
             None => error,
+        }
+    }
+
+    /// Begins to listen to what is refused: before that is done which may be.
+    pub(super) fn follow(&self) -> Refusals {
+        Refusals(self.news.subscribe())
+    }
+
+    /// Whether this was refused lately.
+    pub(super) fn lately(&self, act: Act, subject: &str) -> Option<BrokerError> {
+        let denials = self.lately.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let refused = act.refused(subject);
+        let found = denials.iter().rev().find(|(when, text)| when.elapsed() < REMEMBERED && text.contains(&refused));
+        found.map(|(_, text)| BrokerError::Denied(text.clone()))
+    }
+}
+
+impl Refusals {
+    /// Waits until this is refused. Cancel-safe.
+    pub(super) async fn of(&mut self, act: Act, subject: &str) -> BrokerError {
+        let refused = act.refused(subject);
+        loop {
+            let text = self.next().await;
+            if text.contains(&refused) {
+                return BrokerError::Denied(text.to_string());
+            }
+        }
+    }
+
+    /// The next refusal of anything. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Arc<str> {
+        loop {
+            match self.0.recv().await {
+                Ok(text) => return text,
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                // Only a connection that is gone refuses nothing any more.
+                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+            }
         }
     }
 }
@@ -65,6 +134,7 @@ impl Denials {
 /// What a refused publish to a model's queue means.
 pub(super) fn of_submit(error: NotStored, model: &ModelName, size: usize, max_payload: usize) -> BrokerError {
     match error {
+        NotStored::Denied(reason) => BrokerError::Denied(reason),
         NotStored::NoStream => BrokerError::UnknownModel(model.clone()),
         NotStored::TimedOut => BrokerError::TimedOut(format!("submitting to model `{model}`")),
         NotStored::TooLarge => {

@@ -10,20 +10,24 @@ use futures_util::StreamExt;
 
 use sluice_core::broker::{Answer, Result, Signal, Signals};
 
-use super::error::other;
+use super::error::{Act, Refusals, other};
 use super::{Nats, names};
 
 pub(super) async fn send(nats: &Nats, topic: &str, payload: Bytes) -> Result<()> {
-    let sent = nats.client.publish(names::control_subject(topic), payload).await;
-    sent.map_err(|error| other(format!("signalling `{topic}`"), error))
+    let subject = names::control_subject(topic);
+    let sent = nats.client.publish(subject.clone(), payload).await;
+    sent.map_err(|error| other(format!("signalling `{topic}`"), error))?;
+    // Of this one nobody knows yet; of one a moment ago the server may have said so.
+    nats.denials.lately(Act::Publish, &subject).map_or(Ok(()), Err)
 }
 
 pub(super) async fn listen(nats: &Nats, topic: &str) -> Result<NatsSignals> {
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| other(format!("listening to `{topic}`"), error);
-    let subscriber =
-        nats.client.subscribe(names::control_subject(topic)).await.map_err(|error| failed(error.into()))?;
+    let subject = names::control_subject(topic);
+    let refusals = nats.denials.follow();
+    let subscriber = nats.client.subscribe(subject.clone()).await.map_err(|error| failed(error.into()))?;
     round_trip(&nats.client).await;
-    Ok(NatsSignals { client: nats.client.clone(), subscriber })
+    Ok(NatsSignals { client: nats.client.clone(), subscriber, subject, refusals })
 }
 
 /// Returns once the server has seen all that was sent before, subscriptions above all: it works off a connection in order,
@@ -36,7 +40,13 @@ pub(super) async fn round_trip(client: &Client) {
 
 pub(super) async fn ask(nats: &Nats, topic: &str, payload: Bytes, limit: Duration) -> Result<Option<Bytes>> {
     let request = Request::new().payload(payload).timeout(Some(limit));
-    match nats.client.send_request(names::control_subject(topic), request).await {
+    let subject = names::control_subject(topic);
+    let mut refusals = nats.denials.follow();
+    let answer = tokio::select! {
+        answer = nats.client.send_request(subject.clone(), request) => answer,
+        denied = refusals.of(Act::Publish, &subject) => return Err(denied),
+    };
+    match answer {
         Ok(message) => Ok(Some(message.payload)),
         Err(error) => match error.kind() {
             RequestErrorKind::NoResponders | RequestErrorKind::TimedOut => Ok(None),
@@ -48,12 +58,18 @@ pub(super) async fn ask(nats: &Nats, topic: &str, payload: Bytes, limit: Duratio
 pub(super) struct NatsSignals {
     client: Client,
     subscriber: Subscriber,
+    subject: String,
+    refusals: Refusals,
 }
 
 #[async_trait]
 impl Signals for NatsSignals {
     async fn next(&mut self) -> Result<Signal> {
-        let Some(message) = self.subscriber.next().await else {
+        let message = tokio::select! {
+            message = self.subscriber.next() => message,
+            denied = self.refusals.of(Act::Subscribe, &self.subject) => return Err(denied),
+        };
+        let Some(message) = message else {
             return Err(other("listening", "the connection was closed"));
         };
         let client = self.client.clone();

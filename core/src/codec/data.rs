@@ -21,6 +21,8 @@ pub(super) enum Scalar<'a> {
     Uint(u64),
     Float(f64),
     Bool(bool),
+    /// JSON has no NaN: we write one as `null`, and read it back as one where a float may be.
+    Null,
     Text(Cow<'a, str>),
     Block(&'a [u8]),
 }
@@ -135,6 +137,7 @@ impl Scalar<'_> {
             Scalar::Int(value) => Some(*value as f64),
             Scalar::Uint(value) => Some(*value as f64),
             Scalar::Float(value) => Some(*value),
+            Scalar::Null => Some(f64::NAN),
             _ => None,
         }
     }
@@ -147,6 +150,7 @@ impl fmt::Display for Scalar<'_> {
             Scalar::Uint(value) => value.fmt(formatter),
             Scalar::Float(value) => value.fmt(formatter),
             Scalar::Bool(value) => value.fmt(formatter),
+            Scalar::Null => formatter.write_str("null"),
             Scalar::Text(text) => write!(formatter, "{:?}", text.chars().take(40).collect::<String>()),
             Scalar::Block(block) => write!(formatter, "of {} bytes", block.len()),
         }
@@ -214,9 +218,8 @@ impl<'de> Visitor<'de> for Flatten<'_, 'de> {
         Ok(())
     }
 
-    /// JSON has no NaN: we write one as `null`, and read it back.
     fn visit_unit<E: Error>(self) -> Result<(), E> {
-        self.0.push(Scalar::Float(f64::NAN));
+        self.0.push(Scalar::Null);
         Ok(())
     }
 

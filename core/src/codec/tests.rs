@@ -65,6 +65,10 @@ fn what_is_wrong_is_named() {
             one(json!({ "name": "x", "datatype": "FP32", "shape": [1], "data": ["a"] })),
             "input `x`: value \"a\" at index 0 is not FP32",
         ),
+        (
+            one(json!({ "name": "x", "datatype": "INT64", "shape": [2], "data": [1, null] })),
+            "input `x`: value null at index 1 is not INT64",
+        ),
         (one(json!({ "name": "x", "datatype": "FP32", "data": [1] })), "missing field `shape`"),
         (one(json!({ "name": "x", "datatype": "FP32", "shape": [1], "data": "AAAA" })), "an array of values"),
         (Bytes::from_static(b"{\"inputs\": ["), "line 1 column"),
@@ -75,6 +79,20 @@ fn what_is_wrong_is_named() {
     }
     assert!(refusal(ContentType::MessagePack, &b"\xc1"[..]).contains("MessagePack"));
     assert!(refusal(ContentType::MessagePack, &b""[..]).contains("MessagePack"));
+}
+
+#[test]
+fn null_is_nan_for_a_float_and_nothing_where_outputs_may_be_left_out() {
+    let body = json_body(json!({
+        "inputs": [{ "name": "x", "datatype": "FP64", "shape": [2], "data": [1, null] }], "outputs": null
+    }));
+    let request = decode_request(ContentType::Json, &body).expect("decodes");
+    assert!(f64::from_le_bytes(request.inputs[0].data[8..16].try_into().expect("8 bytes")).is_nan());
+    assert!(request.outputs.is_empty());
+    // As the encoder of @msgpack/msgpack writes what is undefined.
+    let inputs = b"\x82\xa6inputs\x91\x84\xa4name\xa1x\xa8datatype\xa5UINT8\xa5shape\x91\x01\xa4data\xc4\x01\x07";
+    let body = [&inputs[..], b"\xa7outputs\xc0"].concat();
+    assert!(decode_request(ContentType::MessagePack, &body.into()).expect("decodes").outputs.is_empty());
 }
 
 #[test]
@@ -99,7 +117,9 @@ fn a_length_that_lies_costs_no_memory() {
 fn failures_round_trip() {
     let failure = Failure::new(ErrorCode::ModelFailed, "mat1 and mat2 shapes cannot be multiplied");
     for content_type in [ContentType::Json, ContentType::MessagePack] {
-        assert_eq!(decode_failure(content_type, &encode_failure(content_type, "a", &failure)), failure);
+        let body = encode_failure(content_type, "digits", "a", &failure);
+        assert_eq!(decode_failure(content_type, &body), failure);
+        assert_eq!(failed_model(content_type, &body).as_deref(), Some("digits"));
     }
 }
 

@@ -67,7 +67,9 @@ impl Holding {
                 Ok(Answer::Lease(lease)) if lease.free => return Ok(Some(lease)),
                 Ok(Answer::Lease(lease)) => say_once(&mut said, &format!("waiting until {} drained", named(&lease))),
                 Ok(other) => bail!("the scaler answered something else: {other:?}"),
-                Err(reason) if patient => say_once(&mut said, &format!("waiting: {reason:#}")),
+                Err(reason) if patient && !common::is_denied(&reason) => {
+                    say_once(&mut said, &format!("waiting: {reason:#}"))
+                }
                 Err(reason) => return Err(reason.context("nothing is lent; --wait waits until it can be")),
             }
             if self.stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_none() {

@@ -167,7 +167,7 @@ async fn refuse(desk: &Desk, model: &ModelName, delivery: Delivery) -> Result<()
     };
     let told = match (&id, &reply_to) {
         (Some(id), Some(to)) => {
-            let body = codec::encode_failure(content_type, id.as_str(), &failure);
+            let body = codec::encode_failure(content_type, model.as_str(), id.as_str(), &failure);
             let reply = Reply { id: id.clone(), error: Some(failure.code), content_type, body, traceparent };
             desk.broker.reply(to, &reply).await.is_ok()
         }

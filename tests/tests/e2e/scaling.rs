@@ -419,6 +419,28 @@ pub async fn each_part_does_its_work_with_the_permissions_of_its_role(kind: Kind
     until(&stack, "way back to none", |slots| slots.is_empty())?;
     let lease = stack.cli(&["lease", "acquire", "--wait", "--for", "1m", "--", "true"])?;
     ensure!(lease.status.success(), "{}", String::from_utf8_lossy(&lease.stderr));
+    what_a_role_may_not_do_is_said_at_once(&stack)
+}
+
+fn what_a_role_may_not_do_is_said_at_once(stack: &Stack) -> Result<()> {
+    let refused = |arguments: &[&str]| -> Result<String> {
+        let began = Instant::now();
+        let output = stack.cli_as("producer", arguments)?;
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(!output.status.success(), "{arguments:?} should have failed: {text}");
+        ensure!(began.elapsed() < Duration::from_secs(5), "{arguments:?} took {:?}: {text}", began.elapsed());
+        Ok(text)
+    };
+    for arguments in [&["hosts", "drain", "worker-4"][..], &["lease", "acquire", "--wait"], &["hosts"]] {
+        let text = refused(arguments)?;
+        ensure!(text.contains("this user may not") && text.contains("`manager`"), "{arguments:?}: {text}");
+    }
+    // The worker may not submit to any model, unless somebody grants it.
+    let text = refused(&["infer", "m", "--input", "x=[1,2,3,4]", "--then", "m"]).or_else(|_| {
+        // The first may have to wait for a slot.
+        refused(&["infer", "m", "--input", "x=[1,2,3,4]", "--then", "m"])
+    })?;
+    ensure!(text.contains("INTERNAL") && text.contains("kept as a dead letter") && text.contains("denies"), "{text}");
     Ok(())
 }
 
