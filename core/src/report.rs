@@ -40,9 +40,21 @@ pub struct Report {
     /// The assignment that it follows, the default one before the first; `None` if its configuration says what it runs.
     #[serde(default)]
     pub assignment: Option<Assignment>,
+    /// The registry that it follows; `None` if it follows none, or does not say.
+    #[serde(default)]
+    pub registry: Option<RegistryReport>,
     /// Whether it is about to end.
     #[serde(default)]
     pub draining: bool,
+}
+
+/// Which registry is meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistryReport {
+    /// Its URL, without secrets. One registry may have several.
+    pub url: String,
+    /// What it is told by whatever its URL; `None` before anything was written there.
+    pub identity: Option<String>,
 }
 
 /// A device of a host.

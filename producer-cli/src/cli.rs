@@ -114,18 +114,18 @@ pub enum Command {
 /// Examples:
 ///   sluice infer digits --input image=one-image.npy
 ///   sluice infer digits --input 'image=[[0,0,5,13,...]]'
-///   sluice infer digits --json request.json
+///   sluice infer digits --request request.json
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct Infer {
     /// The model
     pub model: ModelName,
     /// An input: NAME=FILE.npy, or NAME=JSON with one entry per row
-    #[arg(long, value_name = "NAME=VALUE", required_unless_present = "json")]
+    #[arg(long, value_name = "NAME=VALUE", required_unless_present = "request")]
     pub input: Vec<String>,
     /// A whole Open Inference Protocol request; - for standard input
-    #[arg(long, value_name = "FILE", conflicts_with = "input")]
-    pub json: Option<PathBuf>,
+    #[arg(long, alias = "json", value_name = "FILE", conflicts_with = "input")]
+    pub request: Option<PathBuf>,
     /// Outputs wanted; all if not given
     #[arg(long, value_name = "NAME")]
     pub output: Vec<String>,

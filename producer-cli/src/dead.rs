@@ -73,7 +73,7 @@ fn summary(letter: &DeadLetter) -> Value {
     let death = &letter.death;
     json!({
         "number": letter.sequence, "id": letter.id, "code": death.code, "reason": death.reason,
-        "attempts": death.attempts, "host": death.host, "at": when(death.at),
+        "attempts": death.attempts, "host": death.host, "at": death.at,
     })
 }
 

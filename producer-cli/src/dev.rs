@@ -1,4 +1,4 @@
-//! `sluice dev`: a whole deployment in the foreground: a broker, a registry in a folder, a host and a scaler, with one log.
+//! `sluice dev`: a whole deployment in the foreground: a broker, a registry, a host and a scaler, with one log.
 
 mod programs;
 mod reached;
@@ -92,11 +92,11 @@ async fn start(
     lines: &mut mpsc::UnboundedReceiver<(&'static str, String)>,
 ) -> Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make `{}`", folder.display()))?;
-    let (url, registry) = match options.external {
-        true => (global.options().url, options.registry.clone()),
-        false => (start_nats(options, folder, parts, log, lines).await?, options.registry.clone()),
+    let url = match options.external {
+        true => global.options().url,
+        false => start_nats(options, folder, parts, log, lines).await?,
     };
-    let registry = registry.unwrap_or_else(|| format!("file://{}/registry", folder.display()));
+    let registry = options.registry.clone().unwrap_or_else(|| registry_of(&url, folder));
     let reached = Reached { broker: url, registry, by: options.external.then(|| global.options()) };
     let config = folder.join("sluice.toml");
     let (worker, scaler) = (free_port()?, free_port()?);
@@ -138,12 +138,14 @@ async fn start(
     let sluice = std::env::args().next().unwrap_or_else(|| "sluice".into());
     println!("\nrunning until Ctrl-C, in {}", folder.display());
     println!("  broker    {}", reached.broker);
-    println!("  registry  {}", reached.registry);
+    println!("  registry  {}", if reached.registry.is_empty() { &reached.broker } else { &reached.registry });
     println!("  worker    http://127.0.0.1:{worker}/metrics");
     println!("  scaler    http://127.0.0.1:{scaler}/metrics");
     println!("in another terminal:");
     let exports = reached.environment()?.into_iter();
-    let exports: Vec<String> = exports.filter_map(|(name, value)| Some(format!("{name}={}", value?))).collect();
+    // What is empty the command line finds by itself: a registry in the broker, as the host does.
+    let exports = exports.filter_map(|(name, value)| Some((name, value.filter(|value| !value.is_empty())?)));
+    let exports: Vec<String> = exports.map(|(name, value)| format!("{name}={value}")).collect();
     // Not a file of the user's own: what that says of another broker is not for this one.
     println!("  export SLUICE_CONFIG={} {}", config.display(), exports.join(" "));
     for request in requests {
@@ -151,6 +153,14 @@ async fn start(
     }
     println!("  {sluice} slots --watch\n");
     Ok(())
+}
+
+/// Where models are kept if nobody says so: in the broker, where the command line looks too, if that is NATS; else in the folder. A folder
+/// that has models keeps them.
+fn registry_of(url: &str, folder: &Path) -> String {
+    let own = folder.join("registry");
+    let on_nats = url.starts_with("nats://") || url.starts_with("tls://");
+    if on_nats && !own.is_dir() { String::new() } else { format!("file://{}", own.display()) }
 }
 
 async fn start_nats(

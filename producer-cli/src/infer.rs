@@ -23,7 +23,7 @@ const WORD_AFTER: Duration = Duration::from_secs(1);
 
 pub async fn run(global: &Global, options: Infer) -> Result<ExitCode> {
     let broker = common::connect(global).await?;
-    let (content_type, body) = match &options.json {
+    let (content_type, body) = match &options.request {
         Some(file) => {
             let body = read_body(file)?;
             warn_if_stopped(&broker, &options.model).await?;

@@ -5,6 +5,7 @@ mod change;
 mod cli;
 mod deploy;
 mod desk;
+mod elsewhere;
 mod profile;
 mod show;
 mod undeploy;
@@ -24,6 +25,9 @@ use cli::{ModelCommand, ProfileCommand, Waiting};
 pub async fn run(global: &Global, options: Model) -> Result<ExitCode> {
     let desk = Desk::open(global, options.registry.as_deref(), options.json).await?;
     let work = async {
+        if let Some(wait) = options.command.changes() {
+            elsewhere::check(&desk, wait).await?;
+        }
         match options.command {
             ModelCommand::Deploy(options) => deploy::run(&desk, options).await,
             ModelCommand::List => show::list(&desk).await,
@@ -31,9 +35,7 @@ pub async fn run(global: &Global, options: Model) -> Result<ExitCode> {
             ModelCommand::History { model } => show::history(&desk, &model).await,
             ModelCommand::Start { model, version, waiting } => change::start(&desk, &model, version, waiting).await,
             ModelCommand::Stop { model, waiting } => change::stop(&desk, &model, waiting).await,
-            ModelCommand::Rollback { model, revision, waiting } => {
-                change::rollback(&desk, &model, revision, waiting).await
-            }
+            ModelCommand::Rollback { model, to, waiting } => change::rollback(&desk, &model, to, waiting).await,
             ModelCommand::Profile { command } => match command {
                 ProfileCommand::Show { model } => profile::show(&desk, &model).await,
                 ProfileCommand::Edit { model, waiting } => profile::edit(&desk, &model, waiting).await,
@@ -68,7 +70,11 @@ pub async fn set_profile(
     settings: &[String],
 ) -> Result<ExitCode> {
     let desk = Desk::open(global, registry, json).await?;
-    let done = profile::set(&desk, model, settings, Waiting::default()).await;
+    let done = async {
+        elsewhere::check(&desk, false).await?;
+        profile::set(&desk, model, settings, Waiting::default()).await
+    };
+    let done = done.await;
     close(&desk).await;
     done
 }

@@ -26,6 +26,9 @@ pub struct Revision {
     pub version: String,
     /// Whether it serves.
     pub started: bool,
+    /// Of a rollback, the revision that it took up again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<u64>,
     /// What was tuned.
     #[serde(default, skip_serializing_if = "Profile::is_empty")]
     pub profile: Profile,
@@ -70,6 +73,8 @@ pub struct Change {
     pub version: String,
     /// Whether it is to serve.
     pub started: bool,
+    /// Of a rollback, the revision that it takes up again.
+    pub of: Option<u64>,
     /// What is tuned.
     pub profile: Profile,
 }
@@ -126,11 +131,11 @@ impl Registry {
 
     /// Writes the revision after `newest`, which is what the writer knew when it decided. If another was faster, that is a conflict.
     pub async fn append(&self, model: &ModelName, newest: Option<&Revision>, change: Change) -> Result<Revision> {
-        let Change { by, action, version, started, profile } = change;
+        let Change { by, action, version, started, of, profile } = change;
         // What cannot be served is not written: the profile must fit the version.
         self.effective(model, &version, &profile).await?;
         let number = newest.map_or(1, |newest| newest.number + 1);
-        let revision = Revision { number, at: unix_ms(), by, action, version, started, profile };
+        let revision = Revision { number, at: unix_ms(), by, action, version, started, of, profile };
         match self.store.create(&key(model, number), write_record(&revision)).await {
             Ok(()) => Ok(revision),
             Err(StoreError::Exists(key)) => match self.newest(model).await? {

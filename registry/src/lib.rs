@@ -7,6 +7,7 @@ mod contents;
 mod error;
 mod folder;
 mod history;
+mod identity;
 mod location;
 mod object;
 mod publish;

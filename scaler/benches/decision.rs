@@ -81,6 +81,7 @@ fn report(world: &mut World, count: usize, wanted: &BTreeMap<String, Vec<Assigne
             devices: vec![DeviceReport { name: "cpu".into(), capacity: world.capacity, memory_mib: Some(16_000) }],
             labels: BTreeMap::new(),
             assignment: Some(Assignment { host, slots, ..Assignment::default() }),
+            registry: None,
             draining: false,
         };
         world.fleet.hear(report, world.now);

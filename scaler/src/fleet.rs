@@ -231,6 +231,7 @@ mod tests {
             devices: Vec::new(),
             labels: BTreeMap::new(),
             assignment: Some(Default::default()),
+            registry: None,
             draining: false,
         }
     }

@@ -9,7 +9,9 @@ use sluice_core::ModelName;
 use sluice_core::assignment::Assignment;
 use sluice_core::broker::Broker;
 use sluice_core::clock::{UnixMs, unix_ms};
-use sluice_core::report::{DeviceReport, ModelReport, REPORT_NOW, REPORTS, Report, SIGN_OF_LIFE, State};
+use sluice_core::report::{
+    DeviceReport, ModelReport, REPORT_NOW, REPORTS, RegistryReport, Report, SIGN_OF_LIFE, State,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -51,6 +53,7 @@ struct Shown {
     /// When the time of a place's slots was looked at, what it was, and the share that it had been.
     busy: BTreeMap<Place, (Instant, Duration, f64)>,
     assignment: Option<Assignment>,
+    registry: Option<RegistryReport>,
     draining: bool,
 }
 
@@ -99,6 +102,19 @@ impl Board {
         self.changed();
     }
 
+    /// Puts up which registry this host follows.
+    pub fn put_registry(&self, registry: RegistryReport) {
+        let before = self.shown().registry.replace(registry.clone());
+        if before.as_ref() != Some(&registry) {
+            self.changed();
+        }
+    }
+
+    /// Whether it is up which registry this host follows, by its identity.
+    pub fn knows_registry(&self) -> bool {
+        self.shown().registry.as_ref().is_some_and(|registry| registry.identity.is_some())
+    }
+
     /// Waits until `fits` is true of all models.
     pub async fn wait_until(&self, fits: impl Fn(&ModelReport) -> bool) {
         let mut changes = self.changes.subscribe();
@@ -116,7 +132,7 @@ impl Board {
     fn report(&self) -> Report {
         let mut shown = self.shown();
         let now = Instant::now();
-        let Shown { models, busy, assignment, draining } = &mut *shown;
+        let Shown { models, busy, assignment, registry, draining } = &mut *shown;
         let models = models.iter().map(|(place, report)| {
             let mut report = report.clone();
             if !report.device.is_empty() {
@@ -148,6 +164,7 @@ impl Board {
             devices: self.host.capacity.iter().map(device).collect(),
             labels: self.host.labels.clone(),
             assignment: assignment.clone(),
+            registry: registry.clone(),
             draining: *draining,
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use sluice_core::broker::{Broker, Signals};
-use sluice_core::report::REVISED;
+use sluice_core::report::{REVISED, RegistryReport};
 use sluice_core::{ModelName, store::StoreError};
 use sluice_registry::{Registry, RegistryError, Revision};
 use tokio::sync::{mpsc, watch};
@@ -26,8 +26,10 @@ pub type Found = (ModelName, watch::Receiver<Option<Revision>>);
 pub struct Directory {
     pub registry: Registry,
     pub broker: Arc<dyn Broker>,
-    /// Where models that will load are put up, if those of the registry do without being asked for.
-    pub board: Option<Arc<Board>>,
+    /// Where it is put up which registry this is.
+    pub board: Arc<Board>,
+    /// Whether models that will load are put up there: those of the registry do without being asked for.
+    pub expected: bool,
     /// Between two looks at everything.
     pub poll: Duration,
     /// Whether models count that nobody named.
@@ -92,6 +94,10 @@ impl Directory {
                 }
                 signal = signals.next() => {
                     let payload = signal.context("listening for new revisions")?.payload;
+                    if let Err(error) = self.tell_registry().await {
+                        warn!(%error, "cannot read which registry this is; looking again soon");
+                        return Ok(Some(()));
+                    }
                     let name = std::str::from_utf8(&payload).ok().and_then(|name| name.parse::<ModelName>().ok());
                     match name.filter(|model| self.all || known.contains_key(model)) {
                         Some(model) => model,
@@ -122,6 +128,7 @@ impl Directory {
         &self,
         known: &mut BTreeMap<ModelName, watch::Sender<Option<Revision>>>,
     ) -> Result<(), RegistryError> {
+        self.tell_registry().await?;
         known.retain(|_, revision| !revision.is_closed());
         if self.all {
             for model in self.registry.models().await? {
@@ -131,6 +138,15 @@ impl Directory {
         let models: Vec<ModelName> = known.keys().cloned().collect();
         for model in models {
             self.look(known, &model).await?;
+        }
+        Ok(())
+    }
+
+    /// Puts up which registry this is, until that is known for good.
+    async fn tell_registry(&self) -> Result<(), RegistryError> {
+        if !self.board.knows_registry() {
+            let identity = self.registry.identity().await?;
+            self.board.put_registry(RegistryReport { url: self.registry.url().to_owned(), identity });
         }
         Ok(())
     }
@@ -157,8 +173,8 @@ impl Directory {
                         started = revision.started, by = revision.by, "a new revision"),
                     None => info!(%model, "it is not deployed any more"),
                 }
-                if let (Some(revision), Some(board)) = (&newest, &self.board) {
-                    board.expect(model, revision.number);
+                if let Some(revision) = newest.as_ref().filter(|_| self.expected) {
+                    self.board.expect(model, revision.number);
                 }
                 *current = newest.clone();
             }

@@ -87,8 +87,9 @@ pub async fn follow_registry(
     let directory = Directory {
         registry: registry.clone(),
         broker: Arc::clone(&host.broker),
+        board: Arc::clone(&host.board),
         // An assignment is no promise: a host without one is ready.
-        board: matches!(slots, Slots::Listed { .. }).then(|| Arc::clone(&host.board)),
+        expected: matches!(slots, Slots::Listed { .. }),
         poll: config.worker.registry_poll,
         all,
         reserved,

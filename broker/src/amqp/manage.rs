@@ -152,7 +152,9 @@ fn failed(what: &str, error: reqwest::Error) -> BrokerError {
     if error.status().is_some_and(|status| status == 401 || status == 403) {
         return BrokerError::Denied(format!("{what}: RabbitMQ's management API answers {error}"));
     }
-    let what = format!("{what} by RabbitMQ's management API (`broker.management` says where it is)");
+    let what = format!(
+        "{what} by RabbitMQ's management API (`broker.management`, or of a command --management, says where it is)"
+    );
     BrokerError::Other { what, source: error.into() }
 }
 

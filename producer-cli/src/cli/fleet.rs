@@ -7,8 +7,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use sluice_core::ModelName;
 use sluice_core::manifest::{GROUP_RULE, is_group};
 
-/// Run a whole deployment on this machine, in the foreground: a NATS server, a registry in a folder, a host that runs what the scaler says,
-/// and the scaler, with one log. Ctrl-C stops it in order.
+/// Run a whole deployment on this machine, in the foreground: a NATS server, which also keeps the models, a host that runs what the scaler
+/// says, and the scaler, with one log. Ctrl-C stops it in order.
 ///
 /// Examples:
 ///   sluice dev --models models
@@ -29,7 +29,7 @@ pub struct Dev {
     /// Use the broker of --broker instead of starting one
     #[arg(long, conflicts_with = "port")]
     pub external: bool,
-    /// Use this registry instead of a folder of one's own
+    /// Keep models there; by default in the broker if it is NATS, else in a folder of one's own
     #[arg(long, value_name = "URL")]
     pub registry: Option<String>,
 }
@@ -159,7 +159,8 @@ pub enum LeaseCommand {
     List,
     /// End a lease that another holds
     Release {
-        /// Its name
+        /// Its name, as `lease list` shows it
+        #[arg(value_name = "NAME")]
         id: String,
     },
 }
@@ -175,7 +176,7 @@ pub struct Acquire {
     /// What kind of device; if not given, GPUs if any host that may be used has one, else processors
     #[arg(long, value_enum)]
     pub kind: Option<Kind>,
-    /// Whose share it counts to
+    /// The group of models whose share it counts to, as `scaling.group` names it
     #[arg(long, default_value = "default", value_parser = group, value_name = "GROUP")]
     pub group: String,
     /// When it ends by itself, such as 2h; counted from when the devices are lent
@@ -184,7 +185,7 @@ pub struct Acquire {
     /// Wait until devices can be lent
     #[arg(long)]
     pub wait: bool,
-    /// The lease's name
+    /// What to call the lease, for `lease list` and `lease release`; by default a name of its own
     #[arg(long, value_parser = lease_name, value_name = "NAME")]
     pub name: Option<String>,
     /// A command to run under the lease

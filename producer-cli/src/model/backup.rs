@@ -46,6 +46,7 @@ pub async fn import(desk: &Desk, archive: &Path) -> Result<ExitCode> {
     let imported = sluice_registry::import(&desk.registry, archive, &|bytes| bar.inc(bytes)).await;
     bar.finish_and_clear();
     let models = imported?;
+    desk.identify().await?;
     for model in &models {
         desk.tell(model).await;
     }

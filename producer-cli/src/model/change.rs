@@ -2,13 +2,13 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use sluice_core::ModelName;
 use sluice_core::broker::Reading;
 use sluice_core::manifest::WhileStopped;
-use sluice_registry::{Action, Revision};
+use sluice_registry::{Action, Change, Revision};
 
-use super::cli::Waiting;
+use super::cli::{Target, Waiting};
 use super::desk::{Desk, change};
 use super::wait::conclude;
 
@@ -61,16 +61,22 @@ async fn waiting_requests(desk: &Desk, model: &ModelName) -> String {
     }
 }
 
-pub async fn rollback(desk: &Desk, model: &ModelName, to: Option<u64>, waiting: Waiting) -> Result<ExitCode> {
+pub async fn rollback(desk: &Desk, model: &ModelName, to: Target, waiting: Waiting) -> Result<ExitCode> {
     let history = desk.registry.history(model).await?;
     let newest = history.last().context("a history has at least one revision")?;
-    let target = earlier(&history, to)?;
-    let Some(target) = target else {
-        bail!(
-            "model `{model}` has always been as it is: there is nothing to go back to (`sluice model history {model}`)"
-        );
-    };
+    let target = earlier(&history, &to).with_context(|| {
+        format!("model `{model}` stays as it is (`sluice model history {model}` lists its revisions)")
+    })?;
+    if serves_the_same(target, newest) {
+        desk.say(format_args!(
+            "that is what its newest revision says already: version {}{}",
+            target.version,
+            tuned(target)
+        ));
+        return conclude(desk, model, newest, waiting).await;
+    }
     let change = change(Action::Rollback, &target.version, newest.started, target.profile.clone());
+    let change = Change { of: Some(target.number), ..change };
     desk.say(format_args!("back to revision {}: version {}{}", target.number, target.version, tuned(target)));
     let revision = desk.append(model, Some(newest), change).await?;
     conclude(desk, model, &revision, waiting).await
@@ -80,20 +86,42 @@ fn tuned(revision: &Revision) -> String {
     if revision.profile.is_empty() { String::new() } else { format!(", tuned {}", revision.profile) }
 }
 
-/// The revision that was named, or the newest that differs from today's in what serves.
-fn earlier(history: &[Revision], number: Option<u64>) -> Result<Option<&Revision>> {
-    let Some((newest, before)) = history.split_last() else { return Ok(None) };
-    match number {
-        Some(number) => match history.iter().find(|revision| revision.number == number) {
-            Some(revision) => Ok(Some(revision)),
-            None => bail!("there is no revision {number}: the newest is {}", newest.number),
-        },
-        None => {
-            let differs =
-                |revision: &&Revision| (&revision.version, &revision.profile) != (&newest.version, &newest.profile);
-            Ok(before.iter().rev().find(differs))
+fn serves_the_same(one: &Revision, other: &Revision) -> bool {
+    (&one.version, &one.profile) == (&other.version, &other.profile)
+}
+
+/// The revision that was named, the newest of the version that was named, or the one before today's.
+fn earlier<'h>(history: &'h [Revision], to: &Target) -> Result<&'h Revision> {
+    let newest = history.last().context("a history has at least one revision")?;
+    let mut newest_first = history.iter().rev();
+    match (to.revision, &to.version) {
+        (Some(number), _) => newest_first
+            .find(|revision| revision.number == number)
+            .with_context(|| format!("there is no revision {number}: the newest is {}", newest.number)),
+        (None, Some(version)) => newest_first.find(|revision| revision.version == *version).with_context(|| {
+            format!("version `{version}` has never been deployed; `sluice model start --version` lets one serve that was published")
+        }),
+        (None, None) => before(history).with_context(|| match newest.of {
+            Some(of) => format!("revision {of}, which it went back to, has nothing before it that differs: name a revision, or --version"),
+            None => "it has always been as it is: there is nothing to go back to".into(),
+        }),
+    }
+}
+
+/// The newest revision before the one that holds today and that differs in what serves. What a rollback took up holds since before what it
+/// rolled back, so a second one goes further back instead of returning.
+fn before(history: &[Revision]) -> Option<&Revision> {
+    let mut at = history.len().checked_sub(1)?;
+    loop {
+        let revision = &history[at];
+        let taken_up = revision.of.and_then(|of| history[..at].iter().rposition(|earlier| earlier.number == of));
+        match taken_up {
+            Some(earlier) => at = earlier,
+            None if at > 0 && serves_the_same(&history[at - 1], revision) => at -= 1,
+            None => break,
         }
     }
+    history[..at].last()
 }
 
 #[cfg(test)]
@@ -103,8 +131,13 @@ mod tests {
     use super::*;
 
     fn revision(number: u64, version: &str, started: bool, profile: &str) -> Revision {
-        let profile = Profile::parse(profile).expect("a profile");
-        Revision { number, at: 0, by: String::new(), action: Action::Deploy, version: version.into(), started, profile }
+        let (profile, by) = (Profile::parse(profile).expect("a profile"), String::new());
+        Revision { number, at: 0, by, action: Action::Deploy, version: version.into(), started, of: None, profile }
+    }
+
+    fn to(history: &[Revision], revision: Option<u64>, version: Option<&str>) -> Option<u64> {
+        let target = Target { revision, version: version.map(str::to_owned) };
+        earlier(history, &target).ok().map(|found| found.number)
     }
 
     #[test]
@@ -117,11 +150,26 @@ mod tests {
             revision(4, "2", true, tuned),
             revision(5, "2", false, tuned),
         ];
-        let to = |history: &[Revision], number| earlier(history, number).map(|found| found.map(|found| found.number));
-        assert_eq!(to(&history, None).expect("found"), Some(3), "stopping is nothing to go back from");
-        assert_eq!(to(&history[..3], None).expect("found"), Some(2));
-        assert_eq!(to(&history[..2], None).expect("none"), None);
-        assert_eq!(to(&history, Some(1)).expect("found"), Some(1));
-        assert!(to(&history, Some(9)).is_err());
+        assert_eq!(to(&history, None, None), Some(3), "stopping is nothing to go back from");
+        assert_eq!(to(&history[..3], None, None), Some(2));
+        assert_eq!(to(&history[..2], None, None), None);
+        assert_eq!(to(&history, Some(1), None), Some(1));
+        assert_eq!(to(&history, Some(9), None), None);
+        assert_eq!(to(&history, None, Some("1")), Some(2), "the newest of that version");
+        assert_eq!(to(&history, None, Some("3")), None);
+    }
+
+    #[test]
+    fn a_second_rollback_goes_further_back() {
+        let taken_up = |number, of: u64, version| Revision { of: Some(of), ..revision(number, version, true, "") };
+        let mut history = vec![revision(1, "1", true, ""), revision(2, "2", true, ""), revision(3, "3", true, "")];
+        history.push(taken_up(4, 2, "2"));
+        assert_eq!(to(&history, None, None), Some(1), "not to version 3, which it came from");
+        history.push(revision(5, "2", false, ""));
+        assert_eq!(to(&history, None, None), Some(1), "stopping it meanwhile changes nothing of that");
+        history.push(taken_up(6, 1, "1"));
+        assert_eq!(to(&history, None, None), None, "there is nothing before the first");
+        history.push(revision(7, "4", true, ""));
+        assert_eq!(to(&history, None, None), Some(6), "a version that came later goes back to what it followed");
     }
 }

@@ -15,7 +15,7 @@ use sluice_core::ModelName;
 /// Examples:
 ///   sluice model deploy models/digits --start --wait
 ///   sluice model profile set digits batching.max_rows=64 batching.max_delay=2ms
-///   sluice model rollback digits --wait
+///   sluice model rollback digits --version 1 --wait
 ///   sluice model export -o backup.tar
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
@@ -69,12 +69,12 @@ pub enum ModelCommand {
         #[command(subcommand)]
         command: ProfileCommand,
     },
-    /// Take up an earlier revision's version and profile
+    /// Take up an earlier revision's version and profile: the newest that differs from today's. Again, it goes further back
     Rollback {
         /// The model
         model: ModelName,
-        /// The revision; the newest that differs from today's if not given
-        revision: Option<u64>,
+        #[command(flatten)]
+        to: Target,
         #[command(flatten)]
         waiting: Waiting,
     },
@@ -97,6 +97,38 @@ pub enum ModelCommand {
         #[arg(value_name = "FILE.tar")]
         archive: PathBuf,
     },
+}
+
+impl ModelCommand {
+    /// Whether it changes something, and if so, whether it waits until hosts have done it.
+    pub fn changes(&self) -> Option<bool> {
+        match self {
+            ModelCommand::Deploy(options) => Some(options.waiting.wait),
+            ModelCommand::Start { waiting, .. }
+            | ModelCommand::Stop { waiting, .. }
+            | ModelCommand::Rollback { waiting, .. }
+            | ModelCommand::Profile {
+                command: ProfileCommand::Edit { waiting, .. } | ProfileCommand::Set { waiting, .. },
+            } => Some(waiting.wait),
+            ModelCommand::Undeploy(_) | ModelCommand::Import { .. } => Some(false),
+            ModelCommand::List
+            | ModelCommand::Show { .. }
+            | ModelCommand::History { .. }
+            | ModelCommand::Profile { command: ProfileCommand::Show { .. } }
+            | ModelCommand::Export { .. } => None,
+        }
+    }
+}
+
+/// What a rollback goes back to.
+#[derive(Args)]
+pub struct Target {
+    /// The revision, by its number in `sluice model history`
+    #[arg(value_name = "REVISION")]
+    pub revision: Option<u64>,
+    /// The newest revision of this version
+    #[arg(long, value_name = "VERSION", conflicts_with = "revision")]
+    pub version: Option<String>,
 }
 
 #[derive(Args)]

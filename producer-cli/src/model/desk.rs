@@ -57,15 +57,24 @@ impl Desk {
 
     /// Writes the next revision and tells the hosts.
     pub async fn append(&self, model: &ModelName, newest: Option<&Revision>, change: Change) -> Result<Revision> {
+        self.identify().await?;
         let revision = self.registry.append(model, newest, change).await?;
         self.make_queue(model, &revision).await?;
         self.tell(model).await;
         Ok(revision)
     }
 
-    /// Makes the queue of a model that is started, so that requests can wait for the first host.
+    /// Gives the registry an identity, if it has none yet: hosts report it.
+    pub async fn identify(&self) -> Result<()> {
+        self.registry.identify(&uuid::Uuid::new_v4().to_string()).await?;
+        Ok(())
+    }
+
+    /// Makes the queue of a model that is started, so that requests can wait for the first host; of one that is not, sets the limits of
+    /// the queue that is there.
     pub async fn make_queue(&self, model: &ModelName, revision: &Revision) -> Result<()> {
-        if revision.started {
+        let waits = || async { revision.action != Action::Stop && self.broker.depth(model).await.is_ok() };
+        if revision.started || waits().await {
             let manifest = self.registry.effective(model, &revision.version, &revision.profile).await?;
             match self.broker.ensure_queue(model, &manifest.queue_limits()).await {
                 Ok(Limited::AsAsked) => {}
@@ -91,5 +100,5 @@ impl Desk {
 
 /// A change of a revision: what is not named stays.
 pub fn change(action: Action, version: &str, started: bool, profile: Profile) -> Change {
-    Change { by: common::whoami(), action, version: version.to_owned(), started, profile }
+    Change { by: common::whoami(), action, version: version.to_owned(), started, of: None, profile }
 }

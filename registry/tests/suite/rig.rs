@@ -94,7 +94,14 @@ pub fn manifest(model: &str, extra: &str) -> String {
 }
 
 pub fn change(action: Action, version: &str) -> Change {
-    Change { by: "tester".into(), action, version: version.into(), started: true, profile: Default::default() }
+    Change {
+        by: "tester".into(),
+        action,
+        version: version.into(),
+        started: true,
+        of: None,
+        profile: Default::default(),
+    }
 }
 
 /// moto looks whether an object is there and then writes it, in threads: two could do so at once, as in no real store. So one request

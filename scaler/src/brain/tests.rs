@@ -128,6 +128,7 @@ impl World {
                 devices: devices.clone(),
                 labels: BTreeMap::from([("name".to_owned(), host.clone())]),
                 assignment: Some(assignment),
+                registry: None,
                 draining: false,
             };
             self.fleet.hear(report, self.now);

@@ -52,6 +52,8 @@ on_each_broker! {
         undeploying_drains_and_answers_what_waits,
         a_request_may_name_a_version,
         a_lost_signal_is_made_up_for_by_the_slow_look,
+        a_command_that_works_with_another_registry_than_the_hosts_says_so,
+        limits_of_a_stopped_model_change_its_queue,
         an_archive_carries_models_to_another_registry,
         a_package_may_come_as_an_archive_and_a_profile_from_an_editor,
         a_version_that_does_not_fit_beside_the_old_one_waits,

@@ -301,6 +301,7 @@ pub async fn a_lost_signal_is_made_up_for_by_the_slow_look(kind: Kind) -> Result
         action: sluice_registry::Action::Deploy,
         version: published.version,
         started: true,
+        of: None,
         profile: newest.profile.clone(),
     };
     registry.append(&"m".parse()?, Some(&newest), change).await?;
@@ -309,6 +310,58 @@ pub async fn a_lost_signal_is_made_up_for_by_the_slow_look(kind: Kind) -> Result
         assert!(Instant::now() < deadline, "the new revision was not found");
     }
     Ok(())
+}
+
+pub async fn a_command_that_works_with_another_registry_than_the_hosts_says_so(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
+    let _worker = stack.follower("*", "")?;
+    let package = version(&stack, 2, "")?.display().to_string();
+    let elsewhere = format!("file://{}/elsewhere", stack.folder().display());
+    let attempt = |registry: Option<&str>, arguments: &[&str]| -> Result<(bool, String, String)> {
+        let output = stack.cli_command(arguments)?.envs(registry.map(|url| ("SLUICE_REGISTRY", url))).output()?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok((output.status.success(), text(&output.stdout), text(&output.stderr)))
+    };
+    let deploy = ["model", "deploy", &package, "--start", "--wait"];
+    let (done, _, said) = attempt(Some(&elsewhere), &deploy)?;
+    assert!(
+        !done && said.contains("`worker-1` follows the registry") && said.contains("nothing was written"),
+        "{said}"
+    );
+    let (done, listed, _) = attempt(Some(&elsewhere), &["model", "list", "--json"])?;
+    assert!(done && listed.trim() == "[]", "{listed}");
+    let (done, _, said) = attempt(Some(&elsewhere), &deploy[..3])?;
+    assert!(done && said.contains("warning: host `worker-1` follows the registry"), "{said}");
+    let (done, _, said) = attempt(None, &deploy)?;
+    assert!(done && !said.contains("registry"), "{said}");
+    // By now both have an identity, and whoever reaches the same one in another way is not told otherwise.
+    let (done, _, said) = attempt(None, &["model", "stop", "m", "--wait"])?;
+    assert!(done && !said.contains("registry"), "{said}");
+    let (done, _, said) = attempt(Some(&elsewhere), &["scale", "set", "m", "--max", "3"])?;
+    assert!(done && said.contains("warning: host `worker-1` follows the registry"), "{said}");
+    Ok(())
+}
+
+pub async fn limits_of_a_stopped_model_change_its_queue(kind: Kind) -> Result<()> {
+    let stack = Stack::start(kind)?;
+    deploy(&stack, &version(&stack, 2, "")?, &["--start"])?;
+    model(&stack, &["stop", "m"])?;
+    let text = model(&stack, &["profile", "set", "m", "limits.queue_length=5"])?;
+    assert!(text.contains("limits.queue_length: 100000 -> 5"), "{text}");
+    let broker = stack.connect().await?;
+    let inbox = broker.inbox().await?;
+    // Not every broker refuses at exactly the length.
+    for index in 0..500 {
+        let request = envelope(&format!("r{index}"), &*inbox);
+        match broker.submit(Submission::new("m".parse()?, request, rows(&[[1.0; 4]]))).await {
+            Err(sluice_core::BrokerError::QueueFull(_)) => {
+                assert!(index >= 5 && (kind != Kind::Nats || index == 5), "{index} were taken");
+                return Ok(());
+            }
+            other => drop(other?),
+        }
+    }
+    bail!("500 were taken by a queue of 5")
 }
 
 pub async fn an_archive_carries_models_to_another_registry(kind: Kind) -> Result<()> {
