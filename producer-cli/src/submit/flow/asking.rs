@@ -82,7 +82,7 @@ impl Flow<'_> {
     fn failed(&self, key: Key, failure: &Failure, now: &mut UnderWay) -> Result<()> {
         let id = key.id(&self.job)?;
         let content_type = codec::ContentType::default();
-        let body = codec::encode_failure(content_type, id.as_str(), failure);
+        let body = codec::encode_failure(content_type, self.model.as_str(), id.as_str(), failure);
         self.answered(key, Reply { id, error: Some(failure.code), content_type, body, traceparent: None }, now)
     }
 
