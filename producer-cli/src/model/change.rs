@@ -68,11 +68,9 @@ pub async fn rollback(desk: &Desk, model: &ModelName, to: Target, waiting: Waiti
         format!("model `{model}` stays as it is (`sluice model history {model}` lists its revisions)")
     })?;
     if serves_the_same(target, newest) {
-        desk.say(format_args!(
-            "that is what its newest revision says already: version {}{}",
-            target.version,
-            tuned(target)
-        ));
+        let (number, version) = (target.number, &target.version);
+        let already = "which is what its newest revision says already";
+        desk.say(format_args!("back to revision {number}: version {version}{}, {already}", tuned(target)));
         return conclude(desk, model, newest, waiting).await;
     }
     let change = change(Action::Rollback, &target.version, newest.started, target.profile.clone());
