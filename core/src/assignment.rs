@@ -28,6 +28,12 @@ impl fmt::Display for Generation {
 pub struct Assignment {
     /// Which host.
     pub host: String,
+    /// Which of the processes that report under this name; any if it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+    /// Another process that reports under this name, and has to take no work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub twin: Option<String>,
     /// Its place in the order.
     pub generation: Generation,
     /// What it runs, by model and device; whatever is not here drains.

@@ -29,6 +29,12 @@ pub struct Report {
     /// When its process began, which tells one that was started anew.
     #[serde(default)]
     pub started: UnixMs,
+    /// Tells its process from every other: two that report under one name are two hosts. Empty if it is older than this.
+    #[serde(default)]
+    pub instance: String,
+    /// The process that does the work under this name, since another does; this one takes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken_by: Option<String>,
     /// Its models, sorted by name.
     pub models: Vec<ModelReport>,
     /// What models can run on.
@@ -109,6 +115,8 @@ pub struct Measured {
     pub rows: u64,
     /// Requests in hand: waiting in batches, running, or about to be answered.
     pub requests_held: u64,
+    /// Of these, those that slots run now.
+    pub requests_running: u64,
     /// Rows of a request, lately; 0 before the first.
     pub rows_per_request: f64,
     /// Seconds that a row takes on a slot, lately; 0 before the first.

@@ -35,6 +35,13 @@ pub enum Question {
     Renew(String),
     /// A lease is not needed any more.
     Release(String),
+    /// Have one host load a model's newest revision even if nobody asks for it, to find out whether it can be.
+    Try {
+        /// Which model.
+        model: ModelName,
+        /// Its newest revision, as whoever asks knows it.
+        revision: u64,
+    },
 }
 
 impl Question {
@@ -42,7 +49,11 @@ impl Question {
     pub fn topic(&self) -> &'static str {
         match self {
             Question::Explain(_) | Question::Silent | Question::Leases => SCALER,
-            Question::Gate { .. } | Question::Acquire(_) | Question::Renew(_) | Question::Release(_) => SCALER_ORDERS,
+            Question::Gate { .. }
+            | Question::Acquire(_)
+            | Question::Renew(_)
+            | Question::Release(_)
+            | Question::Try { .. } => SCALER_ORDERS,
         }
     }
 }
@@ -126,6 +137,9 @@ pub struct Explanation {
     pub reason: String,
     /// Why fewer are placed than wanted, or what is wrong.
     pub trouble: Option<String>,
+    /// Where it was tried last, and why it did not load; none once it serves anywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
     /// The hosts, with how many slots each should have.
     pub hosts: Vec<(String, usize)>,
     /// The last changes, the newest first.

@@ -55,7 +55,10 @@ async fn until_empty(broker: &Arc<dyn Broker>, host: &str, limit: Duration) -> R
     let deadline = Instant::now() + limit;
     let mut hosts = reports::Hosts::ask(broker).await?;
     loop {
-        let left = hosts.all().find(|report| report.host == host).map(|report| (report.models.len(), leases(report)));
+        let left = hosts
+            .all()
+            .find(|report| report.host == host && report.taken_by.is_none())
+            .map(|report| (report.models.len(), leases(report)));
         if left.as_ref().is_some_and(|(models, leases)| *models == 0 && leases.is_empty()) {
             return Ok(Some(0));
         }
@@ -103,7 +106,12 @@ async fn show(broker: &Arc<dyn Broker>, json: bool) -> Result<()> {
         let busy: f64 = report.models.iter().map(|model| model.measured.busy * model.slots as f64).sum();
         let busy = if slots == 0 { "-".into() } else { format!("{:.0} %", 100.0 * busy / slots as f64) };
         let models = report.models.iter().filter(|model| model.serving.is_some()).count();
-        table.add_row(row(report, state(report), [models.to_string(), slots.to_string(), busy]));
+        let twins = hosts.all().filter(|other| other.host == report.host).count() > 1;
+        let state = match twins && report.taken_by.is_none() {
+            true => format!("{}; another worker has this name too", state(report)),
+            false => state(report),
+        };
+        table.add_row(row(report, state, [models.to_string(), slots.to_string(), busy]));
     }
     for Silent { report, silent_seconds } in silent {
         let state = format!("silent for {}", common::short(Duration::from_secs(*silent_seconds)));
@@ -143,6 +151,9 @@ fn row(report: &Report, state: String, [models, slots, busy]: [String; 3]) -> [S
 fn state(report: &Report) -> String {
     if report.draining {
         return "stopping".into();
+    }
+    if report.taken_by.is_some() {
+        return "takes no work: another worker has this name".into();
     }
     match &report.assignment {
         None => "as configured".into(),

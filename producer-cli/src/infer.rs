@@ -15,7 +15,7 @@ use sluice_core::{Envelope, InferRequest, Tensor};
 
 use crate::cli::{Global, Infer};
 use crate::input::{Notes, Reading, read_array, rows_of};
-use crate::takes::{InputSpec, learn, warn_if_stopped};
+use crate::takes::{InputSpec, does_not_load, learn, warn_if_stopped, why_it_does_not_load};
 use crate::{common, exit};
 
 /// An answer that takes longer is worth a word meanwhile.
@@ -23,16 +23,17 @@ const WORD_AFTER: Duration = Duration::from_secs(1);
 
 pub async fn run(global: &Global, options: Infer) -> Result<ExitCode> {
     let broker = common::connect(global).await?;
-    let (content_type, body) = match &options.request {
+    let (content_type, body, failed) = match &options.request {
         Some(file) => {
             let body = read_body(file)?;
-            warn_if_stopped(&broker, &options.model).await?;
-            (ContentType::Json, body)
+            let failed = warn_if_stopped(&broker, &options.model).await?;
+            (ContentType::Json, body, failed)
         }
         None => {
             let model = learn(&broker, &options.model, &options.takes).await?;
             let request = InferRequest { inputs: inputs(&options, &model.inputs)?, outputs: options.output.clone() };
-            (ContentType::MessagePack, codec::encode_request(ContentType::MessagePack, &request))
+            let body = codec::encode_request(ContentType::MessagePack, &request);
+            (ContentType::MessagePack, body, model.failed)
         }
     };
     let mut inbox = broker.inbox().await?;
@@ -50,6 +51,10 @@ pub async fn run(global: &Global, options: Infer) -> Result<ExitCode> {
     let id = envelope.id.clone();
     let receipt = broker.submit(Submission::new(options.model.clone(), envelope, body)).await?;
     debug_assert_eq!(receipt, Receipt::Queued, "the id is new");
+    if let Some(reason) = failed {
+        // It was sent, so that the model is tried again: what was wrong may be mended by now.
+        bail!(does_not_load(&options.model, &reason));
+    }
     let answer = async {
         loop {
             let reply = inbox.next().await?;
@@ -61,12 +66,17 @@ pub async fn run(global: &Global, options: Infer) -> Result<ExitCode> {
     let waiting = async {
         tokio::time::sleep(WORD_AFTER).await;
         eprintln!("waiting for an answer (up to {})", common::short(options.timeout));
-        std::future::pending::<()>().await;
+        loop {
+            if let Some(reason) = why_it_does_not_load(&broker, &options.model).await {
+                return reason;
+            }
+            tokio::time::sleep(WORD_AFTER).await;
+        }
     };
     let timeout = options.timeout + Duration::from_millis(500);
     let reply = tokio::select! {
         reply = answer => reply?,
-        () = waiting => unreachable!("it never ends"),
+        reason = waiting => bail!(does_not_load(&options.model, &reason)),
         () = tokio::time::sleep(timeout) => bail!(no_answer(&broker, &options).await),
         _ = tokio::signal::ctrl_c() => return Ok(ExitCode::from(exit::INTERRUPTED)),
     };

@@ -26,7 +26,8 @@ fn denied(error: BrokerError) -> anyhow::Error {
 /// The newest report of each host.
 pub struct Hosts {
     signals: Box<dyn Signals>,
-    reports: BTreeMap<String, Report>,
+    /// By name and process: two processes may report under one name.
+    reports: BTreeMap<(String, String), Report>,
 }
 
 impl Hosts {
@@ -61,7 +62,7 @@ impl Hosts {
             let signal = self.signals.next().await.map_err(denied)?;
             // What is no report is not for us.
             if let Ok(report) = serde_json::from_slice::<Report>(&signal.payload) {
-                self.reports.insert(report.host.clone(), report);
+                self.reports.insert((report.host.clone(), report.instance.clone()), report);
                 return Ok(());
             }
         }

@@ -9,9 +9,12 @@ use serde::Deserialize;
 use sluice_core::manifest::WhileStopped;
 use sluice_core::names::describe_topic;
 use sluice_core::print::count;
+use sluice_core::report::State;
 use sluice_core::{Broker, BrokerError, Datatype, ModelName};
 
 use crate::cli::Takes;
+use crate::common::plain;
+use crate::reports::Hosts;
 
 /// How long a worker may take to tell.
 const PATIENCE: Duration = Duration::from_millis(1500);
@@ -79,6 +82,8 @@ pub struct Model {
     pub inputs: Vec<InputSpec>,
     /// What a message may have, if known.
     pub body_bytes: Option<u64>,
+    /// Why no host could load it, if that is so.
+    pub failed: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -99,11 +104,33 @@ struct DescribedInput {
 struct Parameters {
     body_bytes: Option<u64>,
     stopped: Option<WhileStopped>,
+    /// Where it was tried, and why it did not load.
+    failed: Option<String>,
 }
 
-/// Tells the submitter if the model is stopped; an error if it refuses requests meanwhile.
-pub async fn warn_if_stopped(broker: &Arc<dyn Broker>, model: &ModelName) -> Result<()> {
-    describe(broker, model).await.map(drop)
+/// Tells the submitter if the model is stopped or does not load; an error if it refuses requests meanwhile. Gives why it does not load.
+pub async fn warn_if_stopped(broker: &Arc<dyn Broker>, model: &ModelName) -> Result<Option<String>> {
+    Ok(describe(broker, model).await?.and_then(|description| description.parameters.failed))
+}
+
+/// Why no host could load a model, if that is so now.
+pub async fn why_it_does_not_load(broker: &Arc<dyn Broker>, model: &ModelName) -> Option<String> {
+    let answer = broker.ask(&describe_topic(model), Bytes::new(), PATIENCE).await.ok()?;
+    match answer {
+        Some(answer) => serde_json::from_slice::<Description>(&answer).ok()?.parameters.failed,
+        None => said_by_hosts(broker, model).await,
+    }
+}
+
+/// Without a scaler, and with no host that serves it, what hosts report; nothing for whoever may not listen to them.
+async fn said_by_hosts(broker: &Arc<dyn Broker>, model: &ModelName) -> Option<String> {
+    let hosts = Hosts::gather(broker).await.ok()?;
+    let reports = hosts.of(model);
+    if reports.iter().any(|(_, report)| report.serving.is_some()) {
+        return None;
+    }
+    let failed = reports.iter().find(|(_, report)| report.state == State::Failed);
+    failed.map(|(host, report)| format!("{host}: {}", report.reason.as_deref().unwrap_or("no reason given")))
 }
 
 /// What a worker says of the model, if there is one.
@@ -118,20 +145,34 @@ async fn describe(broker: &Arc<dyn Broker>, model: &ModelName) -> Result<Option<
         Some(WhileStopped::Wait) => eprintln!("note: model `{model}` is stopped: requests wait until it is started"),
         None => {}
     }
+    if let Some(reason) = &description.parameters.failed {
+        eprintln!("note: {}", does_not_load(model, reason));
+    }
     Ok(Some(description))
+}
+
+/// For people.
+pub fn does_not_load(model: &ModelName, reason: &str) -> String {
+    format!(
+        "model `{model}` does not load, so requests wait in its queue: {}; `sluice model show {model}`",
+        plain(reason)
+    )
 }
 
 /// Learns what the model takes.
 pub async fn learn(broker: &Arc<dyn Broker>, model: &ModelName, takes: &Takes) -> Result<Model> {
     if !takes.takes.is_empty() {
         let inputs = takes.takes.iter().map(|text| parse(text)).collect::<Result<_>>()?;
-        warn_if_stopped(broker, model).await?;
-        return Ok(Model { inputs, body_bytes: None });
+        let failed = warn_if_stopped(broker, model).await?;
+        return Ok(Model { inputs, body_bytes: None, failed });
     }
     let Some(description) = describe(broker, model).await? else {
         // Nobody serves it: perhaps it does not exist at all.
         if let Err(error @ BrokerError::UnknownModel(_)) = broker.depth(model).await {
             return Err(error.into());
+        }
+        if let Some(reason) = said_by_hosts(broker, model).await {
+            bail!(does_not_load(model, &reason));
         }
         bail!(
             "no worker serves model `{model}` now, so nobody tells what it takes: start one, or say it with --takes \
@@ -146,6 +187,7 @@ pub async fn learn(broker: &Arc<dyn Broker>, model: &ModelName, takes: &Takes) -
     Ok(Model {
         inputs: description.inputs.into_iter().map(input).collect(),
         body_bytes: description.parameters.body_bytes,
+        failed: description.parameters.failed,
     })
 }
 

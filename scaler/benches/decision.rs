@@ -77,6 +77,8 @@ fn report(world: &mut World, count: usize, wanted: &BTreeMap<String, Vec<Assigne
             host: host.clone(),
             at: 0,
             started: 1,
+            instance: String::new(),
+            taken_by: None,
             models: slots.iter().map(running).collect(),
             devices: vec![DeviceReport { name: "cpu".into(), capacity: world.capacity, memory_mib: Some(16_000) }],
             labels: BTreeMap::new(),

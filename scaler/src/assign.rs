@@ -19,6 +19,10 @@ pub struct Assigner {
 /// What a host should have.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Wanted {
+    /// Which process does the work under its name, if it says so.
+    pub instance: Option<String>,
+    /// Another that reports under it.
+    pub twin: Option<String>,
     /// Its slots, sorted.
     pub slots: Vec<Assigned>,
     /// What an operator lets it have.
@@ -44,7 +48,10 @@ impl Assigner {
         let mut due = Vec::new();
         for (host, wanted) in wanted {
             if let Some((sent, at)) = self.sent.get(host) {
-                let same = sent.slots == wanted.slots && sent.gate == wanted.gate && sent.leases == wanted.leases;
+                let same = sent.slots == wanted.slots
+                    && sent.gate == wanted.gate
+                    && sent.leases == wanted.leases
+                    && (&sent.instance, &sent.twin) == (&wanted.instance, &wanted.twin);
                 let heard = followed.get(host) == Some(&sent.generation) || now.saturating_sub(*at) < UNHEARD_AFTER;
                 if same && heard {
                     continue;
@@ -53,6 +60,8 @@ impl Assigner {
             self.counter += 1;
             let assignment = Assignment {
                 host: host.clone(),
+                instance: wanted.instance.clone(),
+                twin: wanted.twin.clone(),
                 generation: Generation { term: self.term, counter: self.counter },
                 slots: wanted.slots.clone(),
                 gate: wanted.gate,

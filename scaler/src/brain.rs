@@ -3,6 +3,7 @@
 
 mod answers;
 mod failures;
+mod idle;
 mod mind;
 mod placing;
 mod shares;
@@ -134,12 +135,20 @@ impl Brain {
         let leases = self.grant(seen, &told);
         let hosts = fleet::open(&told, &self.lent(&leases));
         let (order, wants) = self.wants(seen, &hosts);
+        let models: Vec<&ModelName> = seen.models.keys().collect();
         let mut minds: Vec<&mut Mind> = self.minds.values_mut().collect();
         let now_at = order.iter().map(|at| std::mem::take(&mut minds[*at].places)).collect();
         let busy = |model: &ModelName, place: &Place| {
             fleet.said(model, place, now).flatten().map_or(0.0, |said| said.measured.busy)
         };
         let placed = place(&wants, &hosts, now_at, &busy);
+        for made in &placed.made_room {
+            let (victim, model) = (order[made.of], order[made.to]);
+            minds[victim].make_room(made.slots, models[model]);
+        }
+        for seated in &placed.seated {
+            minds[order[*seated]].take_seat();
+        }
         for (at, places) in order.into_iter().zip(placed.places) {
             minds[at].places = places;
         }
@@ -156,7 +165,7 @@ impl Brain {
             self.leases.is_needed(&id, reason, now);
         }
         self.note_changes(seen, &mut round);
-        round.wanted = self.wanted(&told);
+        round.wanted = self.wanted(seen, &told);
         round
     }
 
@@ -175,11 +184,15 @@ impl Brain {
         told.map(|report| (report, self.gate(&report.host))).collect()
     }
 
-    fn wanted(&self, told: &[Told]) -> BTreeMap<String, Wanted> {
-        let mut wanted: Vec<Wanted> = told
-            .iter()
-            .map(|(report, gate)| Wanted { slots: Vec::new(), gate: *gate, leases: self.leases.of_host(&report.host) })
-            .collect();
+    fn wanted(&self, seen: &Seen, told: &[Told]) -> BTreeMap<String, Wanted> {
+        let of = |(report, gate): &Told| Wanted {
+            instance: Some(report.instance.clone()).filter(|instance| !instance.is_empty()),
+            twin: seen.fleet.twin(&report.host, seen.now).map(|twin| twin.instance.clone()),
+            slots: Vec::new(),
+            gate: *gate,
+            leases: self.leases.of_host(&report.host),
+        };
+        let mut wanted: Vec<Wanted> = told.iter().map(of).collect();
         let index: HashMap<&str, usize> =
             told.iter().enumerate().map(|(at, (report, _))| (report.host.as_str(), at)).collect();
         for (model, mind) in &self.minds {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use sluice_core::broker::Broker;
@@ -16,8 +16,13 @@ use sluice_service::describe::Describing;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::fleet::Fleet;
+use crate::run::lock;
+
 /// The pause before a registry is asked again that could not be reached.
 const PAUSE: Duration = Duration::from_secs(2);
+/// How often hosts' failures are looked at.
+const FAILURES: Duration = Duration::from_millis(250);
 
 /// The deployed models.
 #[derive(Default)]
@@ -56,12 +61,18 @@ pub struct Follower {
     pub broker: Arc<dyn Broker>,
     /// Between two looks at everything.
     pub poll: Duration,
+    /// What hosts say: callers are told of a model that does not load.
+    pub fleet: Arc<Mutex<Fleet>>,
+    /// The moment from which its times count.
+    pub began: Instant,
 }
 
 /// A model of the catalogue.
 struct Followed {
     describing: Describing,
     revision: Revision,
+    /// Why it does not load, as callers are told.
+    failure: Option<String>,
 }
 
 impl Catalog {
@@ -105,6 +116,10 @@ impl Follower {
             tokio::pin!(next);
             loop {
                 let signal = tokio::select! {
+                    () = tokio::time::sleep(FAILURES) => {
+                        self.tell_failures(&mut followed);
+                        continue;
+                    }
                     () = stop.cancelled() => return Ok(()),
                     () = &mut next => break,
                     signal = signals.next() => signal.context("listening for new revisions")?,
@@ -116,6 +131,20 @@ impl Follower {
                     warn!(%model, reason = format!("{reason:#}"), "cannot read a new revision; looking again soon");
                     break;
                 }
+            }
+        }
+    }
+
+    /// Tells callers of models that do not load, and of those that do by now.
+    fn tell_failures(&self, followed: &mut BTreeMap<ModelName, Followed>) {
+        let models = self.catalog.read();
+        let fleet = lock(&self.fleet);
+        for (model, known) in followed {
+            let Some(entry) = models.get(model) else { continue };
+            let failure = fleet.failure(model, entry.revision, self.began.elapsed());
+            if known.failure.as_deref() != failure {
+                known.failure = failure.map(str::to_owned);
+                known.describing.set_failed(&entry.manifest, entry.started, known.failure.as_deref());
             }
         }
     }
@@ -172,7 +201,7 @@ impl Follower {
         describing.set(&manifest, *started);
         let entry = Entry { manifest, started: *started, revision: *number, at: *at };
         self.catalog.models().insert(model.clone(), Arc::new(entry));
-        followed.insert(model.clone(), Followed { describing, revision });
+        followed.insert(model.clone(), Followed { describing, revision, failure: None });
         Ok(())
     }
 

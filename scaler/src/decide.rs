@@ -1,9 +1,9 @@
 //! How many slots a model needs: a pure function of what waits, what arrives, how long a row takes, and the clock.
 //!
-//! It aims at time. With `w` rows waiting or running, `a` rows arriving per second, `s` seconds a row takes on one slot, and `t` seconds in
+//! It aims at time. With `w` rows that no slot runs yet, `a` rows arriving per second, `s` seconds a row takes on one slot, and `t` seconds in
 //! which the backlog is to be gone, `w * s / t + a * s` slots are busy all the time: the first part clears the backlog, the second keeps up
 //! with what arrives meanwhile. Some more are there for what arrives in clusters. If that is more than there are, `t` is shorter by the
-//! time that a new slot takes to be ready.
+//! time that a new slot takes to be ready, but never shorter than one request takes. What runs has its slot already, and asks for no other.
 
 mod reason;
 
@@ -26,10 +26,10 @@ const HEADROOM: f64 = 0.5;
 /// How much work there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lag {
-    /// Rows that nobody has taken yet.
+    /// Rows that no slot runs yet, whoever has them.
     pub waiting: u64,
-    /// Rows taken and not answered.
-    pub in_flight: u64,
+    /// Rows that slots run.
+    pub running: u64,
 }
 
 /// All that a decision about one model rests on.
@@ -43,6 +43,8 @@ pub struct Demand {
     pub arrivals: f64,
     /// How long a row takes on one slot; `None` before the first was measured.
     pub row_time: Option<Duration>,
+    /// Rows of a request, which one slot runs one after the other.
+    pub rows_per_request: f64,
     /// How long a new slot takes until it is ready.
     pub cold_start: Duration,
     /// Slots that serve or are on their way to.
@@ -91,7 +93,7 @@ pub fn decide(demand: &Demand, history: &mut History, now: Duration) -> Decision
         }
     };
     let (need, why) = need(demand, lag);
-    if lag.waiting + lag.in_flight > 0 || demand.arrivals > 0.0 {
+    if lag.waiting + lag.running > 0 || demand.arrivals > 0.0 {
         history.last_work = Some(now);
     }
     history.note(need, now, scaling.scale_down_delay);
@@ -113,18 +115,20 @@ pub fn decide(demand: &Demand, history: &mut History, now: Duration) -> Decision
 
 /// The slots that the work needs, whatever is allowed.
 fn need(demand: &Demand, lag: Lag) -> (usize, Need) {
-    let rows = lag.waiting + lag.in_flight;
-    if rows == 0 && demand.arrivals <= 0.0 {
+    let Lag { waiting, running } = lag;
+    if waiting + running == 0 && demand.arrivals <= 0.0 {
         return (0, Need::None);
     }
     let Some(row_time) = demand.row_time else {
         // One slot tells how long a row takes; more before that would be a guess.
-        return (1, Need::Unmeasured { rows });
+        return (1, Need::Unmeasured { rows: waiting + running });
     };
     let seconds = row_time.as_secs_f64();
-    let target = demand.scaling.target_wait.as_secs_f64();
+    // However many slots there are, what runs there now takes so long to make room.
+    let request = seconds * demand.rows_per_request.max(1.0);
+    let target = demand.scaling.target_wait.as_secs_f64().max(request);
     let load = demand.arrivals * seconds;
-    let needed_within = |time: f64| rows as f64 * seconds / time + load + HEADROOM * load.sqrt();
+    let needed_within = |time: f64| waiting as f64 * seconds / time + load + HEADROOM * load.sqrt();
     let of = |slots: f64| (slots - 1e-9).ceil().max(0.0) as usize;
     let mut within = target;
     let mut slots = of(needed_within(within));
@@ -134,12 +138,12 @@ fn need(demand: &Demand, lag: Lag) -> (usize, Need) {
     }
     if slots > demand.slots {
         // Whoever is started now comes late: less than half of the time is never counted on.
-        within = (target - demand.cold_start.as_secs_f64()).max(target / 2.0);
+        within = (target - demand.cold_start.as_secs_f64()).max(target / 2.0).max(request);
         slots = of(needed_within(within));
     }
-    // Something waits: one at least.
-    slots = slots.max(usize::from(rows > 0));
-    (slots, Need::Slots { rows, row_time, arrivals: demand.arrivals, within, slots })
+    // Something waits or runs: one at least.
+    slots = slots.max(usize::from(waiting + running > 0));
+    (slots, Need::Slots { waiting, running, row_time, arrivals: demand.arrivals, within, slots })
 }
 
 impl History {
@@ -199,9 +203,10 @@ mod tests {
         let scaling = Scaling { scale_down_delay: seconds(15), idle_to_zero: seconds(60), ..Scaling::default() };
         Demand {
             scaling,
-            lag: Reading::Known(Lag { waiting, in_flight: 0 }),
+            lag: Reading::Known(Lag { waiting, running: 0 }),
             arrivals,
             row_time: Some(Duration::from_millis(100)),
+            rows_per_request: 1.0,
             cold_start: Duration::from_millis(500),
             slots,
         }
@@ -233,6 +238,30 @@ mod tests {
         assert_eq!(once(&kept), 2);
         let unmeasured = Demand { row_time: None, ..demand(500, 50.0, 0) };
         assert_eq!(once(&unmeasured), 1);
+    }
+
+    #[test]
+    fn what_runs_asks_for_no_slot_and_nothing_is_hurried_beyond_what_a_request_takes() {
+        let slow = |waiting, running, arrivals, slots| {
+            let scaling = Scaling { max_slots: 64, ..Scaling::default() };
+            let lag = Reading::Known(Lag { waiting, running });
+            let (row_time, cold_start) = (Some(seconds(3)), seconds(30));
+            Demand { scaling, lag, row_time, cold_start, ..demand(0, arrivals, slots) }
+        };
+        let cases = [
+            ("8 run on their slots", slow(0, 8, 0.0, 8), 8),
+            ("2 a second are 6 slots' load, and 1.2 for clusters", slow(0, 6, 2.0, 6), 8),
+            (
+                "what waits is begun within the 3 s of a request, not within the 1 s of half an aim",
+                slow(6, 8, 0.0, 1),
+                6,
+            ),
+            ("the last runs", slow(0, 1, 0.0, 0), 1),
+            ("12 s, since requests have four rows", Demand { rows_per_request: 4.0, ..slow(12, 0, 0.0, 1) }, 3),
+        ];
+        for (what, demand, slots) in cases {
+            assert_eq!(once(&demand), slots, "{what}");
+        }
     }
 
     #[test]
@@ -296,7 +325,7 @@ mod tests {
             let mut slots = min;
             for (at, (waiting, arrivals, known)) in steps.into_iter().enumerate() {
                 let lag = match known {
-                    true => Reading::Known(Lag { waiting, in_flight: 0 }),
+                    true => Reading::Known(Lag { waiting, running: 0 }),
                     false => Reading::Unknown("no answer".into()),
                 };
                 let demand = Demand { scaling: scaling.clone(), lag, ..demand(0, arrivals, slots) };

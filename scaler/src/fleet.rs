@@ -6,7 +6,7 @@ use std::time::Duration;
 use sluice_core::ModelName;
 use sluice_core::assignment::Gate;
 use sluice_core::clock::UnixMs;
-use sluice_core::report::{DeviceReport, ModelReport, Report, SIGN_OF_LIFE};
+use sluice_core::report::{DeviceReport, ModelReport, Report, SIGN_OF_LIFE, State};
 use sluice_core::scaler::Silent;
 
 use crate::place::{Device, Host, Lent, Place};
@@ -15,6 +15,8 @@ use crate::place::{Device, Host, Lent, Place};
 pub const DEAD_AFTER: Duration = SIGN_OF_LIFE.saturating_mul(5).checked_div(2).expect("2 is not 0");
 /// What is known of a silent host is kept for so long, to be shown.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
+/// A process that begins under the name of one that lived just now has succeeded it, if that says nothing for so long.
+const SUCCEEDS_AFTER: Duration = SIGN_OF_LIFE.saturating_mul(5).checked_div(4).expect("4 is not 0");
 const PRUNED_EVERY: Duration = Duration::from_secs(30);
 /// Beyond so many requests, what a host says of their size weighs no more.
 const ENOUGH_REQUESTS: f64 = 100.0;
@@ -23,12 +25,24 @@ const ENOUGH_REQUESTS: f64 = 100.0;
 #[derive(Debug, Default)]
 pub struct Fleet {
     hosts: BTreeMap<String, Heard>,
+    /// Other processes that report under the name of one of these, by that name.
+    twins: BTreeMap<String, Twin>,
     /// Of each host's process, when it began and the rows that are counted of each model, which may come and go meanwhile.
     counted: BTreeMap<String, (UnixMs, RowsOf)>,
     /// Rows that were run of each model since this began to listen.
     done: BTreeMap<ModelName, u64>,
+    /// By model, the revision that did not load, where that was tried last, and why.
+    failed: BTreeMap<ModelName, (u64, String)>,
     /// When silent hosts were last forgotten.
     pruned: Duration,
+}
+
+/// A process that reports under the name of another.
+#[derive(Debug)]
+struct Twin {
+    heard: Heard,
+    /// Whether both were heard since both began: else the first may have ended without a word.
+    proven: bool,
 }
 
 /// Rows by model and device.
@@ -54,6 +68,8 @@ impl Heard {
 pub struct Measured {
     /// Requests in hand.
     pub held: u64,
+    /// Of these, those that slots run.
+    pub running: u64,
     /// Rows of a request.
     pub rows_per_request: Option<f64>,
     /// Seconds that a row takes on a slot.
@@ -71,12 +87,23 @@ pub struct Measured {
 impl Fleet {
     /// Takes a report.
     pub fn hear(&mut self, report: Report, now: Duration) {
+        let Some(report) = self.of_twins(report, now) else { return };
         let known = self.counted.contains_key(&report.host);
         let (started, counted) = self.counted.entry(report.host.clone()).or_default();
         if std::mem::replace(started, report.started) != report.started {
             counted.clear();
         }
         for model in &report.models {
+            match (&model.serving, model.state, model.revision) {
+                (Some(_), ..) => _ = self.failed.remove(&model.model),
+                (None, State::Failed, Some(revision)) => {
+                    let device = if model.device.is_empty() { String::new() } else { format!("/{}", model.device) };
+                    let reason = model.reason.as_deref().unwrap_or("no reason given");
+                    let failed = (revision, format!("{}{device}: {reason}", report.host));
+                    self.failed.insert(model.model.clone(), failed);
+                }
+                _ => {}
+            }
             let rows = model.measured.rows;
             let before = counted.insert((model.model.clone(), model.device.clone()), rows);
             // What a host did before it was first heard is old.
@@ -93,6 +120,43 @@ impl Fleet {
         }
     }
 
+    /// Of two processes under one name, the one that began first does the work; the reports of the other are kept apart.
+    fn of_twins(&mut self, report: Report, now: Duration) -> Option<Report> {
+        let Some(first) = self.hosts.get(&report.host) else { return Some(report) };
+        if first.report.instance == report.instance {
+            if let Some(twin) = self.twins.get_mut(&report.host).filter(|twin| twin.heard.lives(now)) {
+                twin.proven = true;
+            }
+            return Some(report);
+        }
+        let began = |report: &Report| (report.started, report.instance.clone());
+        let twin = self.twins.remove(&report.host);
+        if !first.lives(now) || first.report.draining || first.report.instance.is_empty() {
+            return Some(report);
+        }
+        if began(&report) < began(&first.report) {
+            // It has reported, so it has not ended; whoever was taken for its successor is another.
+            let first = self.hosts.remove(&report.host)?;
+            self.twins.insert(report.host.clone(), Twin { heard: first, proven: true });
+            return Some(report);
+        }
+        let proven = twin.is_some_and(|twin| twin.heard.report.instance == report.instance && twin.proven);
+        if !proven && now.saturating_sub(first.at) >= SUCCEEDS_AFTER {
+            return Some(report);
+        }
+        if !report.draining {
+            let heard = Heard { report, at: now };
+            self.twins.insert(heard.report.host.clone(), Twin { heard, proven });
+        }
+        None
+    }
+
+    /// The process that reports under the name of one that lives, if there is one.
+    pub fn twin(&self, host: &str, now: Duration) -> Option<&Report> {
+        let twin = self.twins.get(host).filter(|twin| twin.proven && twin.heard.lives(now))?;
+        Some(&twin.heard.report)
+    }
+
     /// Those that live.
     pub fn alive(&self, now: Duration) -> impl Iterator<Item = &Report> {
         self.remembered(now).filter(|(_, lives)| *lives).map(|(report, _)| report)
@@ -101,6 +165,7 @@ impl Fleet {
     /// Forgets what was counted of models that are not deployed any more.
     pub fn forget(&mut self, deployed: impl Fn(&ModelName) -> bool) {
         self.done.retain(|model, _| deployed(model));
+        self.failed.retain(|model, _| deployed(model));
     }
 
     /// The newest report of each that is remembered, silent ones too, and whether it lives.
@@ -131,6 +196,14 @@ impl Fleet {
         self.done.get(model).copied().unwrap_or(0)
     }
 
+    /// Where a model's revision was tried last and did not load, and why; none if any host serves the model.
+    pub fn failure(&self, model: &ModelName, revision: u64, now: Duration) -> Option<&str> {
+        let (_, failure) = self.failed.get(model).filter(|(failed, _)| *failed == revision)?;
+        let mut reports = self.alive(now).flat_map(|report| &report.models);
+        let served = reports.any(|report| report.model == *model && report.serving.is_some());
+        (!served).then_some(failure)
+    }
+
     /// What is known of each model, in one look at all reports.
     pub fn measure(&self, now: Duration) -> HashMap<&ModelName, Measured> {
         let mut all: HashMap<&ModelName, (Measured, Mean, Mean)> = HashMap::new();
@@ -139,6 +212,7 @@ impl Fleet {
                 let (measured, row_seconds, rows_per_request) = all.entry(&model.model).or_default();
                 let seen = &model.measured;
                 measured.held = measured.held.saturating_add(seen.requests_held);
+                measured.running = measured.running.saturating_add(seen.requests_running);
                 measured.serving = measured.serving.saturating_add(model.slots);
                 measured.memory_mib = measured.memory_mib.max(seen.memory_mib);
                 if report.assignment.is_none() {
@@ -216,8 +290,6 @@ impl Mean {
 
 #[cfg(test)]
 mod tests {
-    use sluice_core::report::State;
-
     use super::*;
 
     fn report(host: &str, started: u64, rows: u64, row_seconds: f64) -> Report {
@@ -227,6 +299,8 @@ mod tests {
             host: host.into(),
             at: 0,
             started,
+            instance: format!("{host}-{started}"),
+            taken_by: None,
             models: vec![ModelReport { slots: 1, measured, device: "cpu".into(), ..model }],
             devices: Vec::new(),
             labels: BTreeMap::new(),
@@ -249,6 +323,34 @@ mod tests {
     }
 
     #[test]
+    fn of_two_processes_under_one_name_the_first_works_and_the_other_succeeds_it() {
+        let ms = Duration::from_millis;
+        let mut fleet = Fleet::default();
+        let (first, second) = (report("a", 1, 0, 0.1), report("a", 2, 0, 0.1));
+        let works = |fleet: &Fleet, now| fleet.host("a", now).map(|report| report.started);
+        let twin = |fleet: &Fleet, now| fleet.twin("a", now).map(|report| report.started);
+        fleet.hear(first.clone(), ms(0));
+        fleet.hear(second.clone(), ms(1000));
+        assert_eq!((works(&fleet, ms(1000)), twin(&fleet, ms(1000))), (Some(1), None), "the first may have ended");
+        fleet.hear(first.clone(), ms(2000));
+        assert_eq!((works(&fleet, ms(2000)), twin(&fleet, ms(2000))), (Some(1), Some(2)), "it has not");
+        fleet.hear(second.clone(), ms(3000));
+        fleet.hear(second.clone(), ms(5000));
+        assert_eq!((works(&fleet, ms(5000)), twin(&fleet, ms(5000))), (Some(1), Some(2)), "late is not dead");
+        fleet.hear(second.clone(), ms(7000));
+        assert_eq!((works(&fleet, ms(7000)), twin(&fleet, ms(7000))), (Some(2), None), "now it is");
+        // It was only cut off.
+        fleet.hear(first.clone(), ms(7500));
+        assert_eq!((works(&fleet, ms(7500)), twin(&fleet, ms(7500))), (Some(1), Some(2)));
+        // One that was started anew, by a supervisor after a crash.
+        let mut fleet = Fleet::default();
+        fleet.hear(first, ms(0));
+        fleet.hear(second.clone(), ms(500));
+        fleet.hear(second, ms(2500));
+        assert_eq!((works(&fleet, ms(2500)), twin(&fleet, ms(2500))), (Some(2), None));
+    }
+
+    #[test]
     fn rows_are_counted_over_restarts_and_silent_hosts_are_dead() {
         let model: ModelName = "m".parse().expect("a name");
         let mut fleet = Fleet::default();
@@ -257,7 +359,8 @@ mod tests {
         fleet.hear(report("a", 1, 150, 0.1), seconds(2));
         fleet.hear(report("b", 1, 10, 0.3), seconds(2));
         assert_eq!(fleet.done(&model), 50);
-        // Started anew: it counts from zero.
+        // Started anew, and the one before has said that it ends: it counts from zero.
+        fleet.hear(Report { draining: true, ..report("a", 1, 150, 0.1) }, seconds(4));
         fleet.hear(report("a", 2, 5, 0.1), seconds(4));
         assert_eq!(fleet.done(&model), 55);
         let measured = fleet.measure(seconds(5))[&model];

@@ -56,7 +56,7 @@ impl Metrics {
                 self.slots.with_label_values(&[model, kind]).set(slots as f64);
             }
             if let Some(Reading::Known(lag)) = of.demand.map(|demand| &demand.lag) {
-                self.lag.with_label_values(&[model]).set((lag.waiting + lag.in_flight) as f64);
+                self.lag.with_label_values(&[model]).set((lag.waiting + lag.running) as f64);
             }
             self.troubles.with_label_values(&[model]).set(f64::from(u8::from(of.in_trouble)));
         }

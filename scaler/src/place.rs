@@ -67,6 +67,12 @@ pub struct Want {
     pub owed: usize,
     /// How long it has waited for its turn.
     pub waited: Duration,
+    /// Whether idle slots of others make room for its first one.
+    pub lacks_first: bool,
+    /// Slots that are needed now; the others make room for whoever has none.
+    pub needs: usize,
+    /// For how long these others were not needed.
+    pub idle: Duration,
     /// What kind of device.
     pub kind: DeviceKind,
     /// Units that a slot takes.
@@ -96,6 +102,21 @@ pub struct Placed {
     pub unplaced: BTreeMap<usize, Unplaced>,
     /// Leases that have what a model is owed and can run on nothing else.
     pub in_the_way: BTreeSet<String>,
+    /// Those that have their first slot though shares, or others' idle slots, left no room for it.
+    pub seated: Vec<usize>,
+    /// Idle slots that went so that another model has its first one.
+    pub made_room: Vec<MadeRoom>,
+}
+
+/// Idle slots that went so that another model has its first one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MadeRoom {
+    /// Whose, by want.
+    pub of: usize,
+    /// How many.
+    pub slots: usize,
+    /// Who has the place, by want.
+    pub to: usize,
 }
 
 /// Slots of a model that fit nowhere.

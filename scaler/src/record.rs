@@ -24,20 +24,28 @@ pub struct Line {
     pub model: ModelName,
     /// Its settings then.
     pub scaling: Scaling,
-    /// Rows waiting; `None`: unknown.
+    /// Rows that no slot runs yet; `None`: unknown.
     pub waiting: Option<u64>,
-    /// Rows in flight.
-    pub in_flight: u64,
+    /// Rows that slots run.
+    #[serde(alias = "in_flight")]
+    pub running: u64,
     /// Rows per second.
     pub arrivals: f64,
     /// Seconds per row.
     pub row_seconds: Option<f64>,
+    /// Rows of a request.
+    #[serde(default = "one")]
+    pub rows_per_request: f64,
     /// Seconds until a new slot is ready.
     pub cold_start_seconds: f64,
     /// Slots that there were.
     pub slots: usize,
     /// Slots that were decided upon.
     pub wanted: usize,
+}
+
+fn one() -> f64 {
+    1.0
 }
 
 impl Line {
@@ -49,9 +57,10 @@ impl Line {
             model: model.clone(),
             scaling: demand.scaling.clone(),
             waiting: lag.map(|lag| lag.waiting),
-            in_flight: lag.map_or(0, |lag| lag.in_flight),
+            running: lag.map_or(0, |lag| lag.running),
             arrivals: demand.arrivals,
             row_seconds: demand.row_time.map(|time| time.as_secs_f64()),
+            rows_per_request: demand.rows_per_request,
             cold_start_seconds: demand.cold_start.as_secs_f64(),
             slots: demand.slots,
             wanted,
@@ -60,7 +69,7 @@ impl Line {
 
     fn demand(&self, scaling: Scaling, slots: usize) -> Demand {
         let lag = match self.waiting {
-            Some(waiting) => Reading::Known(Lag { waiting, in_flight: self.in_flight }),
+            Some(waiting) => Reading::Known(Lag { waiting, running: self.running }),
             None => Reading::Unknown("it was when this was recorded".into()),
         };
         Demand {
@@ -68,6 +77,7 @@ impl Line {
             lag,
             arrivals: self.arrivals,
             row_time: self.row_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+            rows_per_request: self.rows_per_request,
             cold_start: Duration::try_from_secs_f64(self.cold_start_seconds).unwrap_or_default(),
             slots,
         }
@@ -186,9 +196,10 @@ mod tests {
                     idle_to_zero: Duration::from_secs(20),
                     ..Scaling::default()
                 },
-                lag: Reading::Known(Lag { waiting, in_flight: 0 }),
+                lag: Reading::Known(Lag { waiting, running: 0 }),
                 arrivals: 0.0,
                 row_time: Some(Duration::from_millis(20)),
+                rows_per_request: 1.0,
                 cold_start: Duration::from_millis(100),
                 slots,
             };
@@ -222,9 +233,10 @@ mod tests {
         let path = folder.path().join("decisions.jsonl");
         let demand = Demand {
             scaling: Scaling::default(),
-            lag: Reading::Known(Lag { waiting: 1, in_flight: 0 }),
+            lag: Reading::Known(Lag { waiting: 1, running: 0 }),
             arrivals: 0.0,
             row_time: None,
+            rows_per_request: 1.0,
             cold_start: Duration::ZERO,
             slots: 0,
         };

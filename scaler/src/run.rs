@@ -1,5 +1,6 @@
 //! The whole scaler: connect, listen to hosts, follow the registry; and while it leads, decide and tell.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -49,6 +50,8 @@ struct Scaler {
     record: Option<Recorder>,
     queues: Queues,
     shortage: Shortage,
+    /// Processes that were seen to report under another's name.
+    twins: BTreeMap<String, String>,
     /// When it took the lead last.
     leads_since: Duration,
 }
@@ -84,7 +87,14 @@ pub async fn run(
     let hearing = hear(Arc::clone(&broker), Arc::clone(&fleet), began, ears.clone());
     spawn_vital("reports", &stop, hearing);
     let poll = config.scaler.registry_poll;
-    let follower = Follower { catalog: Arc::clone(&catalog), registry: models, broker: Arc::clone(&broker), poll };
+    let follower = Follower {
+        catalog: Arc::clone(&catalog),
+        registry: models,
+        broker: Arc::clone(&broker),
+        poll,
+        fleet: Arc::clone(&fleet),
+        began,
+    };
     spawn_vital("registry", &stop, follower.follow(ears.clone()));
 
     let mut scaler = Scaler {
@@ -97,6 +107,7 @@ pub async fn run(
         metrics,
         began,
         record,
+        twins: BTreeMap::new(),
         leads_since: Duration::ZERO,
     };
     readiness.set(None);
@@ -141,7 +152,7 @@ async fn hear(
     Ok(())
 }
 
-fn lock(fleet: &Mutex<Fleet>) -> MutexGuard<'_, Fleet> {
+pub(crate) fn lock(fleet: &Mutex<Fleet>) -> MutexGuard<'_, Fleet> {
     fleet.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
@@ -224,6 +235,16 @@ impl Scaler {
         for (model, trouble) in &round.troubles {
             warn!(%model, trouble, "a model does not get what it needs");
         }
+        let twins = round.wanted.iter().filter_map(|(host, wanted)| Some((host.clone(), wanted.twin.clone()?)));
+        let twins: BTreeMap<String, String> = twins.collect();
+        for (host, twin) in twins.iter().filter(|(host, twin)| self.twins.get(*host) != Some(twin)) {
+            warn!(
+                host,
+                twin,
+                "two workers report under one host name: the one that began first does the work, the other takes none; `worker.host` must differ"
+            );
+        }
+        self.twins = twins;
         for (id, reason) in &round.ended {
             info!(id, reason, "a lease has ended");
         }
@@ -277,6 +298,11 @@ impl Scaler {
                 // The host that knows of it may not have been heard yet: its holder asks again.
                 Ok(Question::Renew(id)) if leads_for < LEASES_KNOWN && !brain.knows_lease(&id) => return,
                 Ok(Question::Renew(id)) => brain.renew(&id, &fleet, now),
+                Ok(Question::Try { model, revision }) => match brain.try_loading(&model, revision) {
+                    Some(answer) => answer,
+                    // It is read from the registry in a moment: whoever asks asks again.
+                    None => return,
+                },
                 Ok(Question::Release(id)) => brain.release(&id, &fleet, now),
                 Err(error) => Answer::Refused(format!("the scaler does not understand the question: {error}")),
             }

@@ -9,10 +9,12 @@ use sluice_core::broker::Reading;
 
 use crate::decide::{Demand, History, Lag, Scaling, decide};
 
+mod case;
 mod foresight;
 mod rules;
 mod trace;
 
+pub use case::{Case, QUICK, SLOW};
 pub use foresight::Foresight;
 pub use rules::{QueueThreshold, Rule, Sluice, TargetUtilisation};
 pub use trace::{TRACES, Trace};

@@ -44,9 +44,17 @@ impl Describing {
 
     /// What to answer from now on. `stopped` models say what becomes of requests.
     pub fn set(&self, manifest: &Manifest, started: bool) {
+        self.set_failed(manifest, started, None);
+    }
+
+    /// The same of a model that no host could load, and why.
+    pub fn set_failed(&self, manifest: &Manifest, started: bool, failed: Option<&str>) {
         let mut description = manifest.describe();
         if !started {
             description["parameters"]["stopped"] = serde_json::json!(manifest.serving.while_stopped);
+        }
+        if let Some(reason) = failed {
+            description["parameters"]["failed"] = reason.into();
         }
         self.text.send_replace(Some(description.to_string().into()));
     }

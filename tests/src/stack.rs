@@ -35,6 +35,8 @@ pub struct Stack {
     /// If each part has a user of its own, as in production: the authority of the server's certificate.
     authority: Option<PathBuf>,
     started: usize,
+    /// What the next worker is called, instead of a name of its own.
+    named: Option<String>,
     admins: Vec<String>,
 }
 
@@ -75,7 +77,7 @@ impl Stack {
     }
 
     fn of(server: Server, folder: TempDir) -> Self {
-        Self { server, folder, authority: None, started: 0, admins: Vec::new() }
+        Self { server, folder, authority: None, started: 0, named: None, admins: Vec::new() }
     }
 
     /// How a part reaches the broker.
@@ -117,6 +119,16 @@ impl Stack {
     /// Starts a host that runs what a scaler says, with room for so many slots, and waits until it is ready.
     pub fn host(&mut self, capacity: usize) -> Result<Worker> {
         let mut worker = self.launch_host(capacity)?;
+        worker.process.wait_for_line(": ready", SOON)?;
+        Ok(worker)
+    }
+
+    /// Starts another host of a name that one may have already, and waits until it is ready.
+    pub fn host_named(&mut self, name: &str, capacity: usize) -> Result<Worker> {
+        self.named = Some(name.to_owned());
+        let worker = self.launch_host(capacity);
+        self.named = None;
+        let mut worker = worker?;
         worker.process.wait_for_line(": ready", SOON)?;
         Ok(worker)
     }
@@ -194,7 +206,8 @@ impl Stack {
         let name = format!("worker-{}", self.started);
         let admin = xtask::process::free_port()?;
         let mut config = broker_section(broker, extra);
-        config += &format!("[worker]\nhost = \"{name}\"\nadmin = \"127.0.0.1:{admin}\"\n");
+        let host = self.named.as_ref().unwrap_or(&name);
+        config += &format!("[worker]\nhost = \"{host}\"\nadmin = \"127.0.0.1:{admin}\"\n");
         config += slots;
         let file = self.folder().join(format!("{name}.toml"));
         std::fs::write(&file, config)?;

@@ -37,6 +37,8 @@ pub struct Host {
     pub memory: Arc<Memory>,
     pub meters: Arc<Meters>,
     pub started: UnixMs,
+    /// Tells this process from every other.
+    pub instance: String,
 }
 
 /// What this host runs.
@@ -54,6 +56,8 @@ struct Shown {
     busy: BTreeMap<Place, (Instant, Duration, f64)>,
     assignment: Option<Assignment>,
     registry: Option<RegistryReport>,
+    /// Who does the work under this host's name.
+    taken_by: Option<String>,
     draining: bool,
 }
 
@@ -115,6 +119,21 @@ impl Board {
         self.shown().registry.as_ref().is_some_and(|registry| registry.identity.is_some())
     }
 
+    /// This process, among those that may report under the host's name.
+    pub fn instance(&self) -> &str {
+        &self.host.instance
+    }
+
+    /// Another process does the work under this host's name, or none does any more. Gives whether that is new.
+    pub fn taken_by(&self, other: Option<&str>) -> bool {
+        let other = other.map(str::to_owned);
+        let before = std::mem::replace(&mut self.shown().taken_by, other.clone());
+        if before != other {
+            self.changed();
+        }
+        before != other
+    }
+
     /// Waits until `fits` is true of all models.
     pub async fn wait_until(&self, fits: impl Fn(&ModelReport) -> bool) {
         let mut changes = self.changes.subscribe();
@@ -132,7 +151,7 @@ impl Board {
     fn report(&self) -> Report {
         let mut shown = self.shown();
         let now = Instant::now();
-        let Shown { models, busy, assignment, registry, draining } = &mut *shown;
+        let Shown { models, busy, assignment, registry, taken_by, draining } = &mut *shown;
         let models = models.iter().map(|(place, report)| {
             let mut report = report.clone();
             if !report.device.is_empty() {
@@ -160,6 +179,8 @@ impl Board {
             host: self.host.name.clone(),
             at: unix_ms(),
             started: self.host.started,
+            instance: self.host.instance.clone(),
+            taken_by: taken_by.clone(),
             models,
             devices: self.host.capacity.iter().map(device).collect(),
             labels: self.host.labels.clone(),

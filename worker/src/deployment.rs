@@ -78,6 +78,10 @@ impl Deployment {
             {
                 self.load_again(&mut now).await;
             }
+            if now.running.is_none() && matches!(outcome, Outcome::Settled | Outcome::TryAgain) && now.does_not_load {
+                // Others may serve it: the scaler, which hears of all, tells callers if nobody does.
+                describing.clear();
+            }
             if let (Some(revision), Some(reason)) = (&wanted, now.failed.take()) {
                 self.put(revision, State::Failed, Some(reason), &now);
             }
@@ -162,6 +166,7 @@ impl Deployment {
         revisions: &mut watch::Receiver<Option<Revision>>,
     ) -> Outcome {
         let put = |state, reason: Option<String>, now: &Now| self.put(revision, state, reason, now);
+        now.does_not_load = false;
         if !revision.started {
             put(State::Draining, None, now);
             now.unloaded = None;
@@ -300,6 +305,7 @@ impl Deployment {
         let reason = format!("{error:#}");
         warn!(model = %self.model, revision = revision.number, version = revision.version, reason,
             serving = now.serving(), "cannot do as the revision says");
+        now.does_not_load = now.running.is_none() && revision.started;
         let first_line = reason.lines().next().unwrap_or_default().to_owned();
         if now.running.is_none() && now.unloaded.is_some() {
             // Told once the old version serves again, or cannot: whoever waits is to hear what became of it.

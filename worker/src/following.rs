@@ -42,6 +42,8 @@ enum Slots {
 struct Assignments {
     signals: Box<dyn Signals>,
     followed: Generation,
+    /// Another process that was heard of under this host's name.
+    twin: Option<String>,
     /// How many slots each place should have, as deployments hear it.
     counts: BTreeMap<Place, watch::Sender<usize>>,
     revisions: BTreeMap<ModelName, watch::Receiver<Option<Revision>>>,
@@ -66,7 +68,7 @@ pub async fn follow_registry(
         host.board.follow(Assignment { host: host.name.clone(), ..Assignment::default() });
         info!(url = registry.url(), "no slots are configured: waiting for what the scaler says");
         let (counts, revisions) = (BTreeMap::new(), BTreeMap::new());
-        Slots::Assigned(Assignments { signals, followed: Generation::default(), counts, revisions, asks })
+        Slots::Assigned(Assignments { signals, followed: Generation::default(), twin: None, counts, revisions, asks })
     } else {
         info!(url = registry.url(), "following the registry");
         let mut named = BTreeMap::new();
@@ -179,6 +181,7 @@ impl Assignments {
             debug!(generation = %assignment.generation, followed = %self.followed, host = assignment.host, "not a newer assignment of this host");
             return Vec::new();
         }
+        let assignment = self.of_this_process(assignment, host);
         let mut wanted = BTreeMap::new();
         for assigned in &assignment.slots {
             match Device::parse(&assigned.device) {
@@ -204,6 +207,37 @@ impl Assignments {
             self.counts.insert(place, sender);
         }
         started
+    }
+
+    /// Of two processes under one name only one is meant: the other has nothing to do.
+    fn of_this_process(&mut self, mut assignment: Assignment, host: &Arc<Host>) -> Assignment {
+        let own = host.board.instance();
+        let other = assignment.instance.as_deref().filter(|instance| *instance != own);
+        if host.board.taken_by(other) {
+            match other {
+                Some(other) => warn!(
+                    host = host.name,
+                    other,
+                    "another worker runs under this host's name: this one takes no work; give it a `worker.host` of its own"
+                ),
+                None => {
+                    info!(host = host.name, "the other worker of this host's name is gone: this one takes its work")
+                }
+            }
+        }
+        if other.is_some() {
+            assignment.slots.clear();
+            assignment.leases.clear();
+        } else if std::mem::replace(&mut self.twin, assignment.twin.clone()) != assignment.twin
+            && let Some(other) = &assignment.twin
+        {
+            warn!(
+                host = host.name,
+                other,
+                "another worker runs under this host's name: it takes no work; give it a `worker.host` of its own"
+            );
+        }
+        assignment
     }
 
     /// Nothing runs there any more, and nothing is followed there unless slots are wanted by now.

@@ -40,6 +40,7 @@ pub struct Meter {
     rows: AtomicU64,
     busy_nanos: AtomicU64,
     held: AtomicU64,
+    running: AtomicU64,
     rows_per_request: Followed,
     row_seconds: Followed,
     /// The bits of a floating-point number.
@@ -69,6 +70,12 @@ impl Meter {
     /// A request has ended here.
     pub fn ended(&self) {
         self.held.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Of one version, slots run other numbers of requests than before.
+    pub fn runs(&self, before: u64, now: u64) {
+        // Sums of what wraps around are right.
+        self.running.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
     }
 
     /// How many rows requests have.
@@ -106,6 +113,7 @@ impl Meter {
         Measured {
             rows: self.rows.load(Ordering::Relaxed),
             requests_held: self.held.load(Ordering::Relaxed),
+            requests_running: self.running.load(Ordering::Relaxed),
             rows_per_request: self.rows_per_request.read(),
             row_seconds: self.row_seconds.read(),
             busy: 0.0,

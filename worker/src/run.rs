@@ -66,6 +66,7 @@ pub async fn run(config: Config, stop: CancellationToken, listening: impl FnOnce
         memory: Arc::clone(&memory),
         meters: metrics.meters(),
         started: unix_ms(),
+        instance: instance(),
     });
     let (name, draining) = (config.host(), stop.child_token());
     let host = Arc::new(Host { name, broker: Arc::clone(&broker), metrics, memory, board, draining });
@@ -189,4 +190,11 @@ async fn serve(
     }
     readiness.set(Some("stopping".into()));
     exit
+}
+
+/// Tells this process from every other that may have the host's name, here or on another machine.
+fn instance() -> String {
+    // The standard library's hashers begin with what the system gives of chance.
+    let chance = std::hash::BuildHasher::hash_one(&std::collections::hash_map::RandomState::new(), unix_ms());
+    format!("{}-{chance:016x}", std::process::id())
 }

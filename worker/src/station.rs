@@ -3,7 +3,7 @@
 
 mod slots;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -41,6 +41,8 @@ pub struct Station {
     /// What slots run now or next, by batch.
     running: HashMap<u64, Running>,
     next_batch: u64,
+    /// Requests that slots run, as the meter was told.
+    requests_running: u64,
     pub decoding: JoinSet<Result<Request, (Box<Ticket>, Rejection)>>,
     pub replying: TaskTracker,
     /// As seen lately; `None` before the first.
@@ -72,6 +74,7 @@ impl Station {
             batcher: Batcher::new(policy),
             running: HashMap::new(),
             next_batch: 0,
+            requests_running: 0,
             decoding: JoinSet::new(),
             replying: TaskTracker::new(),
             rows_per_request: None,
@@ -197,6 +200,7 @@ impl Station {
             tickets.push(request.ticket);
         }
         self.running.insert(batch, Running { slot, tickets, rows });
+        self.count_running();
         let work = Work { batch, package: Arc::clone(&self.serving.package), jobs, gathered: None };
         self.slots.give(slot, room, work)
     }
@@ -205,6 +209,7 @@ impl Station {
         let Finished { slot, batch, answers, executions, took } = done;
         self.slots.done(slot);
         let Some(Running { tickets, rows, .. }) = self.running.remove(&batch) else { return };
+        self.count_running();
         let metrics = &self.serving.metrics;
         metrics.compute_seconds.observe(took.as_secs_f64());
         for rows in &executions {
@@ -236,6 +241,18 @@ impl Station {
             verdicts.push((ticket, verdict));
         }
         self.conclude(verdicts);
+    }
+
+    /// Tells the meter how many requests run: of what a slot was given, the oldest batch.
+    fn count_running(&mut self) {
+        let mut oldest: BTreeMap<usize, (u64, u64)> = BTreeMap::new();
+        for (batch, running) in &self.running {
+            let this = (*batch, running.tickets.len() as u64);
+            oldest.entry(running.slot).and_modify(|oldest| *oldest = this.min(*oldest)).or_insert(this);
+        }
+        let now = oldest.values().map(|(_, requests)| requests).sum();
+        self.serving.metrics.meter.runs(self.requests_running, now);
+        self.requests_running = now;
     }
 
     /// Ends requests, without waiting for it.

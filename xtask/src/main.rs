@@ -18,7 +18,9 @@ Commands:
                      the same with RabbitMQ 4, which is fetched (needs root)
   ci                 everything that CI checks: format, lints, dependency rules, docs, tests, demo
   bench [OPTIONS]    measure Sluice against minimal loops in one run; `cargo xtask bench --help`
-  simulate           hours of synthetic traffic under the scaler's rule and two simple ones
+  simulate [FILE SERVICE COLD_START MAX_SLOTS]
+                     hours of synthetic traffic under the scaler's rule and two simple ones, for a quick model and slow
+                     ones; or arrivals of a file, one time in seconds a line, as in: arrivals.txt 3s 30s 64
   setup [--cuda]     only fetch what is missing, so that plain cargo commands work
   rules              check which packages may depend on which crates
   help               this text
@@ -48,7 +50,10 @@ fn run(arguments: &[String]) -> Result<()> {
         }
         "ci" => ci::run(),
         "bench" => bench::run(rest),
-        "simulate" => test::cargo(&["run", "--release", "--package", "sluice-scaler", "--example", "simulate"]),
+        "simulate" => {
+            let example = ["run", "--release", "--package", "sluice-scaler", "--example", "simulate", "--"];
+            test::cargo(&example.into_iter().chain(rest.iter().map(String::as_str)).collect::<Vec<_>>())
+        }
         "setup" => {
             let accelerator = match rest {
                 [] => Accelerator::None,

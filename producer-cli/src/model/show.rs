@@ -15,6 +15,7 @@ use super::desk::Desk;
 use crate::common::plain;
 use crate::reports::Hosts;
 use crate::table::Table;
+use crate::takes::why_it_does_not_load;
 
 pub async fn list(desk: &Desk) -> Result<ExitCode> {
     let hosts = Hosts::gather(&desk.broker).await?;
@@ -62,6 +63,11 @@ pub async fn one(desk: &Desk, model: &ModelName) -> Result<ExitCode> {
         let contents = desk.registry.contents(model, &version).await?;
         versions.push((version, contents.published, contents.size(), contents.files.len()));
     }
+    // One whose slots have all failed is on no host any more; only the scaler remembers why.
+    let failure = match reports.is_empty() {
+        true => why_it_does_not_load(&desk.broker, model).await,
+        false => None,
+    };
     if desk.json {
         let versions: Vec<_> = versions
             .iter()
@@ -69,7 +75,7 @@ pub async fn one(desk: &Desk, model: &ModelName) -> Result<ExitCode> {
             .collect();
         println!(
             "{}",
-            json!({ "model": model, "newest": newest, "versions": versions, "hosts": hosts_json(&reports) })
+            json!({ "model": model, "newest": newest, "versions": versions, "hosts": hosts_json(&reports), "failure": failure })
         );
         return Ok(ExitCode::SUCCESS);
     }
@@ -87,6 +93,9 @@ pub async fn one(desk: &Desk, model: &ModelName) -> Result<ExitCode> {
     println!("{table_of_versions}");
     if reports.is_empty() {
         println!("no host runs it or waits for it now");
+        if let Some(reason) = failure {
+            println!("it did not load where it was tried last: {}", plain(&reason));
+        }
         return Ok(ExitCode::SUCCESS);
     }
     let mut table = Table::new(["HOST", "STATE", "REVISION", "SERVES", "SLOTS", "WHY"]);

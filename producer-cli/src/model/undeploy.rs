@@ -106,7 +106,7 @@ async fn drain(desk: &Desk, model: &ModelName, newest: &Revision, limit: Duratio
         return Ok(());
     }
     match until_done(desk, model, stopped, limit).await? {
-        (Verdict::Done | Verdict::Nobody, _) => Ok(()),
+        (Verdict::Done | Verdict::Nobody(_), _) => Ok(()),
         // What cannot be loaded or stopped in order runs nothing.
         (Verdict::Failed(_), hosts) if hosts.iter().all(|host| host["serving"].is_null()) => Ok(()),
         (verdict, _) => {

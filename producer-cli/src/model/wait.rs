@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use sluice_core::ModelName;
 use sluice_core::print::count;
 use sluice_core::report::{ModelReport, State};
-use sluice_core::scaler::{Answer, Question, SCALER};
-use sluice_registry::Revision;
+use sluice_core::scaler::{Answer, Question};
+use sluice_registry::{Action, Revision};
 
 use super::cli::Waiting;
 use super::desk::Desk;
@@ -21,8 +21,8 @@ const SCALER_PATIENCE: Duration = Duration::from_secs(1);
 /// How far the hosts have come with a revision.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// No host has said that it runs the model.
-    Nobody,
+    /// No host has said that it runs the model; what keeps the scaler from having one try it, if that is known.
+    Nobody(Option<String>),
     /// Some are at it: how many of how many have done it.
     Pending(usize, usize),
     /// All have done it.
@@ -40,11 +40,14 @@ pub struct Wanted {
     pub revision: u64,
     /// Whether it lets the model serve.
     pub started: bool,
+    /// Whether a host is to load it even if the scaler wants no slots: what was only tuned was loaded before.
+    pub tried: bool,
 }
 
 impl Wanted {
     pub fn of(revision: &Revision) -> Self {
-        Self { revision: revision.number, started: revision.started }
+        let tried = revision.started && revision.action != Action::Profile;
+        Self { revision: revision.number, started: revision.started, tried }
     }
 
     /// Whether a host has come to its end with the revision, and well.
@@ -59,7 +62,7 @@ pub fn judge(wanted: Wanted, reports: &[(&str, &ModelReport)]) -> Verdict {
     let reports: Vec<_> =
         reports.iter().filter_map(|(host, report)| Some((*host, report.revision?, *report))).collect();
     if reports.is_empty() {
-        return Verdict::Nobody;
+        return Verdict::Nobody(None);
     }
     if let Some((_, newer, _)) = reports.iter().find(|(_, revision, _)| *revision > wanted.revision) {
         return Verdict::Overtaken(*newer);
@@ -97,7 +100,11 @@ pub async fn conclude(desk: &Desk, model: &ModelName, revision: &Revision, waiti
             };
             (ExitCode::SUCCESS, Some(words))
         }
-        Some((Verdict::Nobody, _)) => (
+        Some((Verdict::Nobody(Some(trouble)), _)) => (
+            ExitCode::FAILURE,
+            Some(format!("no host has tried to load it: {trouble}; the revision is written and stands")),
+        ),
+        Some((Verdict::Nobody(None), _)) => (
             ExitCode::FAILURE,
             Some(
                 "no worker has taken it up: start a `sluice-scaler` and hosts that follow it, or a worker whose configuration has `[[worker.slots]]` with `model = \"*\"` or this model's \
@@ -168,12 +175,11 @@ pub async fn until_done(
             // A host that still speaks of a model of this name that was removed.
             verdict = Verdict::Pending(0, hosts.of(model).len());
         }
-        if verdict == Verdict::Nobody && rests(desk, model, wanted, &hosts).await? {
-            bar.finish_and_clear();
-            return Ok((Verdict::Done, Vec::new()));
+        if verdict == Verdict::Nobody(None) {
+            verdict = without_hosts(desk, model, wanted, &hosts).await?;
         }
         match &verdict {
-            Verdict::Nobody => bar.set_message("waiting for a worker that takes it up"),
+            Verdict::Nobody(_) => bar.set_message("waiting for a worker that takes it up"),
             Verdict::Pending(done, all) => {
                 bar.set_message(format!("{done} of {} done it", count(*all, "host has", "hosts have")))
             }
@@ -192,19 +198,38 @@ pub async fn until_done(
     }
 }
 
-/// Whether there is nothing that hosts should do: the scaler wants no slots until somebody asks.
-async fn rests(desk: &Desk, model: &ModelName, wanted: Wanted, hosts: &Hosts) -> Result<bool> {
+/// What is true of a model that no host reports. If the scaler wants no slots until somebody asks, there is nothing that hosts should do, but
+/// for one that loads a new version to find out whether it can be.
+async fn without_hosts(desk: &Desk, model: &ModelName, wanted: Wanted, hosts: &Hosts) -> Result<Verdict> {
     if !hosts.all().any(|report| report.assignment.is_some()) {
-        return Ok(false);
+        return Ok(Verdict::Nobody(None));
     }
-    let question = serde_json::to_vec(&Question::Explain(model.clone()))?;
-    let answer = desk.broker.ask(SCALER, question.into(), SCALER_PATIENCE).await?;
-    Ok(match answer.and_then(|answer| serde_json::from_slice(&answer).ok()) {
-        Some(Answer::Explained(explanation)) => {
-            explanation.revision == wanted.revision && explanation.wanted == 0 && explanation.placed == 0
-        }
-        _ => false,
-    })
+    let Some(Answer::Explained(explanation)) = ask(desk, &Question::Explain(model.clone())).await? else {
+        return Ok(Verdict::Nobody(None));
+    };
+    if explanation.revision != wanted.revision {
+        return Ok(Verdict::Nobody(None));
+    }
+    if let Some(failure) = explanation.failure.filter(|_| wanted.started) {
+        return Ok(Verdict::Failed(vec![failure]));
+    }
+    let rests = explanation.wanted == 0 && explanation.placed == 0;
+    if !wanted.tried || !rests {
+        return Ok(if rests { Verdict::Done } else { Verdict::Nobody(explanation.trouble) });
+    }
+    // Asking twice is asking once: a new leader has not heard of it.
+    Ok(Verdict::Nobody(match ask(desk, &Question::Try { model: model.clone(), revision: wanted.revision }).await? {
+        Some(Answer::Refused(reason)) => Some(reason),
+        Some(_) => explanation.trouble,
+        None => Some("the scaler does not answer".into()),
+    }))
+}
+
+/// Asks the scaler that leads, if there is one.
+async fn ask(desk: &Desk, question: &Question) -> Result<Option<Answer>> {
+    let text = serde_json::to_vec(question)?;
+    let answer = desk.broker.ask(question.topic(), text.into(), SCALER_PATIENCE).await?;
+    Ok(answer.and_then(|answer| serde_json::from_slice(&answer).ok()))
 }
 
 fn as_json(wanted: Wanted, reports: &[(&str, &ModelReport)]) -> Vec<Value> {
@@ -231,7 +256,7 @@ mod tests {
         let (failed, newer) = (report(2, State::Failed), report(3, State::Ready));
         let stopped = report(2, State::Stopped);
         let cases = [
-            (vec![], Verdict::Nobody),
+            (vec![], Verdict::Nobody(None)),
             (vec![("a", &old)], Verdict::Pending(0, 1)),
             (vec![("a", &ready), ("b", &old)], Verdict::Pending(1, 2)),
             (vec![("a", &ready), ("b", &loading)], Verdict::Pending(1, 2)),
@@ -243,7 +268,7 @@ mod tests {
             (vec![("a", &ready), ("b", &newer)], Verdict::Overtaken(3)),
         ];
         for (reports, verdict) in cases {
-            assert_eq!(judge(Wanted { revision: 2, started: true }, &reports), verdict, "{reports:?}");
+            assert_eq!(judge(Wanted { revision: 2, started: true, tried: true }, &reports), verdict, "{reports:?}");
         }
     }
 }

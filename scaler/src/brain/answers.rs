@@ -36,8 +36,26 @@ impl Brain {
             serving: mind.serving,
             reason: reason.to_string(),
             trouble: mind.trouble.clone(),
+            failure: mind.failure.clone(),
             hosts: hosts.into_iter().collect(),
             changes: mind.changes.iter().cloned().collect(),
+        })
+    }
+
+    /// Has one host load a model's revision though nobody asks for it; `None` while that revision is not known here.
+    pub fn try_loading(&mut self, model: &ModelName, revision: u64) -> Option<Answer> {
+        let mind = self.minds.get_mut(model)?;
+        Some(match mind.demand.as_ref() {
+            _ if mind.revision.0 < revision => return None,
+            _ if mind.revision.0 > revision => Answer::Refused(format!("revision {} came meanwhile", mind.revision.0)),
+            None => Answer::Refused("it is stopped".into()),
+            Some(demand) if demand.scaling.paused => {
+                Answer::Refused(format!("its scaling is paused (`sluice scale resume {model}`)"))
+            }
+            Some(_) => {
+                mind.trial = Some(mind.revision);
+                Answer::Done
+            }
         })
     }
 
@@ -119,10 +137,13 @@ impl Brain {
         let granted = granted.last().map_or(0, |granted| granted.slots);
         if granted < units {
             return Answer::Refused(format!(
-                "{} wanted for group `{}`, and what others need leaves it {} of {capacity}",
-                count(units, "unit of the devices is", "units of the devices are"),
-                request.group,
-                granted
+                "the lease takes {} of group `{}`, and what others need leaves the group {granted} of {capacity}; `sluice lease list` and \
+                 `sluice slots` show who has them",
+                match gpus {
+                    true => count(units, "slot of GPUs", "slots of GPUs"),
+                    false => count(units, "thread of processors", "threads of processors"),
+                },
+                request.group
             ));
         }
         // Whoever asks before the next round finds that much less.

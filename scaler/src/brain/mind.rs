@@ -6,15 +6,17 @@ use std::time::Duration;
 use sluice_core::ModelName;
 use sluice_core::broker::Reading;
 use sluice_core::clock::UnixMs;
+use sluice_core::report::{SIGN_OF_LIFE, State};
 use sluice_core::scaler::Changed;
 
 use super::Seen;
 use super::failures::Failures;
+use super::idle::Idle;
 use crate::arrivals::Arrivals;
 use crate::catalog::Entry;
 use crate::decide::{Demand, History, Lag, Reason, decide};
 use crate::fleet::Measured;
-use crate::place::Places;
+use crate::place::{Place, Places};
 
 /// Until the first was measured.
 const USUAL_COLD_START: Duration = Duration::from_secs(1);
@@ -23,6 +25,11 @@ const USUAL_COLD_START: Duration = Duration::from_secs(1);
 const MEMORY_REMEMBERED: Duration = Duration::from_secs(600);
 /// Requests that are larger or smaller by more than this share count as of another size.
 const RESIZED: f64 = 0.2;
+
+/// Idle slots make room as soon as they have been idle for as long as a start takes, within these bounds: hosts report every two seconds what
+/// they have done meanwhile.
+const LEAST_IDLE: Duration = SIGN_OF_LIFE;
+const MOST_IDLE: Duration = Duration::from_secs(10);
 
 /// What is remembered of a model.
 #[derive(Debug, Default)]
@@ -34,6 +41,15 @@ pub(super) struct Mind {
     pub(super) failures: Failures,
     pub(super) history: History,
     pub(super) arrivals: Arrivals,
+    pub(super) idle: Idle,
+    /// It has the place of slots that were idle, and has not had its turn: it keeps it until then.
+    pub(super) seated: bool,
+    /// The revision that one host is to try to load.
+    pub(super) trial: Option<(u64, UnixMs)>,
+    /// Where this revision was tried last, and why it did not load; none while it serves anywhere.
+    pub(super) failure: Option<String>,
+    /// Whom its idle slots made room for in this round.
+    pub(super) gave_way: Option<ModelName>,
     pub(super) row_time: Option<Duration>,
     pub(super) rows_per_request: Option<f64>,
     pub(super) cold_start: Option<Duration>,
@@ -87,7 +103,18 @@ impl Mind {
             self.rows_per_request = Some(rows);
         }
         self.cold_start = measured.cold_start.or(self.cold_start);
+        let done = seen.fleet.done(model);
+        self.failure = seen.fleet.failure(model, entry.revision, seen.now).map(str::to_owned);
+        let is_ready = |place: &Place| {
+            let report = seen.fleet.said(model, place, seen.now).flatten();
+            report.is_some_and(|report| report.revision == Some(entry.revision) && report.state == State::Ready)
+        };
+        // What was tried is known.
+        if self.failure.is_some() || self.trial != Some(entry.identity()) || self.places.keys().any(is_ready) {
+            self.trial = None;
+        }
         if !entry.started {
+            self.idle = Idle::default();
             (self.wanted, self.granted, self.owed) = (0, 0, 0);
             self.history = History::default();
             self.arrivals.forget();
@@ -101,10 +128,13 @@ impl Mind {
         let (lag, arrivals) = match queue {
             Reading::Known(queued) => {
                 let in_flight = queued.in_flight.unwrap_or(measured.held);
+                // What a host holds and does not run yet waits as if nobody had taken it.
+                let running = measured.running.min(in_flight);
+                let waiting = queued.ready.saturating_add(in_flight - running);
                 let in_rows = |requests: u64| (requests as f64 * rows).ceil() as u64;
-                let lag = Lag { waiting: in_rows(queued.ready), in_flight: in_rows(in_flight) };
-                let backlog = (lag.waiting + lag.in_flight) as f64;
-                (Reading::Known(lag), self.arrivals.note(backlog, seen.fleet.done(model), seen.now))
+                let lag = Lag { waiting: in_rows(waiting), running: in_rows(running) };
+                let backlog = (lag.waiting + lag.running) as f64;
+                (Reading::Known(lag), self.arrivals.note(backlog, done, seen.now))
             }
             Reading::Unknown(reason) => {
                 self.arrivals.forget();
@@ -118,6 +148,7 @@ impl Mind {
             lag,
             arrivals,
             row_time: self.row_time,
+            rows_per_request: rows,
             cold_start: self.cold_start.unwrap_or(USUAL_COLD_START),
             // What cannot be decided holds what was wanted, though a host that had it may be gone for the moment.
             slots: match holds {
@@ -126,8 +157,47 @@ impl Mind {
             },
         };
         let decision = decide(&demand, &mut self.history, seen.now);
-        self.wanted = decision.slots;
-        self.reason = Some(decision.reason);
+        let works = demand.lag.clone().known().is_none_or(|lag| lag.waiting + lag.running > 0);
+        let has = self.placed + self.listed;
+        self.idle.note(works, done, decision.reason.needed(), has, entry.manifest.scaling.min_slots, seen.now);
+        (self.wanted, self.reason) = match self.trial {
+            Some(_) if decision.slots == 0 => (1, Some(Reason::Trial)),
+            // One that serves nowhere and does not load is not kept for a while as one that serves is.
+            None if self.failure.is_some() && decision.reason.needed() == Some(0) => {
+                (entry.manifest.scaling.min_slots, Some(decision.reason))
+            }
+            _ => (decision.slots, Some(decision.reason)),
+        };
         self.demand = Some(demand);
+    }
+
+    /// Slots that nobody needs now and that make room for whoever has none, and for how long they were not needed.
+    pub(super) fn spare(&self, now: Duration) -> (usize, Duration) {
+        let least = self.cold_start.unwrap_or_default().clamp(LEAST_IDLE, MOST_IDLE);
+        match self.idle.spare(now) {
+            (spare, idle) if idle >= least => (spare.min(self.placed), idle),
+            (_, idle) => (0, idle),
+        }
+    }
+
+    /// Whether idle slots of others are to make room for its first one: requests wait for it, or a person wants one at all times.
+    pub(super) fn lacks_its_first(&self) -> bool {
+        let Some(demand) = self.demand.as_ref().filter(|_| self.wanted > 0 && !self.fits_nowhere) else { return false };
+        let waits = demand.lag.clone().known().is_some_and(|lag| lag.waiting > 0);
+        let is_due = waits || demand.scaling.min_slots > 0 || self.trial.is_some();
+        self.placed == 0 && self.serving == 0 && is_due
+    }
+
+    /// Idle slots have made room for another model: they are wanted no more.
+    pub(super) fn make_room(&mut self, slots: usize, model: &ModelName) {
+        self.wanted = self.wanted.saturating_sub(slots);
+        self.granted = self.granted.min(self.wanted);
+        self.gave_way = Some(model.clone());
+    }
+
+    /// It has the place of others' idle slots.
+    pub(super) fn take_seat(&mut self) {
+        self.granted = self.granted.max(1);
+        self.seated = true;
     }
 }

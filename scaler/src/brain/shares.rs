@@ -14,7 +14,7 @@ use super::{Brain, Seen, Told};
 use crate::catalog::Entry;
 use crate::fleet::Fleet;
 use crate::place::{Lent, Place};
-use crate::share::{Claim, share};
+use crate::share::{Claim, PATIENCE, share};
 
 /// What its group's share makes of a lease.
 #[derive(Debug, Clone, Copy)]
@@ -36,6 +36,12 @@ impl Brain {
             let models = seen.models.values().zip(self.minds.values_mut());
             let (entries, mut minds): (Vec<&Arc<Entry>>, Vec<&mut Mind>) =
                 models.filter(|(entry, _)| of_kind(entry)).unzip();
+            if minds.iter().any(|mind| mind.seated) {
+                // Whoever is idle takes nothing back from whom it made room for.
+                for mind in &mut minds {
+                    mind.wanted = mind.wanted.min(mind.idle.needed().max(mind.placed + mind.listed));
+                }
+            }
             let mut claims: Vec<Claim> =
                 entries.iter().zip(&minds).map(|(entry, mind)| claim(seen, entry, mind, largest)).collect();
             let lent: Vec<(&String, Claim)> = self
@@ -116,7 +122,11 @@ fn claim(seen: &Seen, entry: &Entry, mind: &Mind, largest: usize) -> Claim {
         has: mind.placed,
         // What cannot be placed anyway takes nothing from others.
         units: if mind.fits_nowhere { 0 } else { units(entry).min(largest) },
-        waited: mind.waiting_since.map_or(Duration::ZERO, |since| seen.now.saturating_sub(since)),
+        waited: match mind.waiting_since.map_or(Duration::ZERO, |since| seen.now.saturating_sub(since)) {
+            // Its turn has come already.
+            waited if mind.seated => waited.max(PATIENCE),
+            waited => waited,
+        },
     }
 }
 

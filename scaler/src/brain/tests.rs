@@ -9,6 +9,7 @@ use super::*;
 
 mod demand;
 mod failures;
+mod idle;
 mod leases;
 mod scarcity;
 
@@ -78,11 +79,15 @@ impl World {
     }
 
     fn deploy(&mut self, model: &str, scaling: &str) {
+        self.deploy_as(model, &format!("scale_down_delay = \"5s\"\nidle_to_zero = \"10s\"\n{scaling}"));
+    }
+
+    fn deploy_as(&mut self, model: &str, scaling: &str) {
         let text = format!(
             "name = \"{model}\"\nengine = \"torchscript\"\nfile = \"model.pt\"\n\
              inputs = [{{ name = \"x\", datatype = \"FP32\", shape = [-1, 4] }}]\n\
              outputs = [{{ name = \"y\", datatype = \"FP32\", shape = [-1, 4] }}]\n\
-             [scaling]\nscale_down_delay = \"5s\"\nidle_to_zero = \"10s\"\n{scaling}\n"
+             [scaling]\n{scaling}\n"
         );
         let manifest = Manifest::parse(&text).expect("a manifest");
         self.models.insert(name(model), Arc::new(Entry { manifest, started: true, revision: 1, at: 0 }));
@@ -124,6 +129,8 @@ impl World {
                 host: host.clone(),
                 at: 0,
                 started: 1,
+                instance: String::new(),
+                taken_by: None,
                 models,
                 devices: devices.clone(),
                 labels: BTreeMap::from([("name".to_owned(), host.clone())]),

@@ -11,6 +11,8 @@ use sluice_core::print::count;
 pub enum Reason {
     /// The model is stopped.
     Stopped,
+    /// One host tries to load it, though nobody asks for it.
+    Trial,
     /// So many stay, since its scaling is paused.
     Paused(usize),
     /// So many stay, since how much waits is unknown, and why it is.
@@ -31,17 +33,31 @@ pub enum Need {
     },
     /// So many slots.
     Slots {
-        /// Rows that wait or run.
-        rows: u64,
+        /// Rows that no slot runs yet.
+        waiting: u64,
+        /// Rows that slots run.
+        running: u64,
         /// How long one takes.
         row_time: Duration,
         /// Rows that arrive per second.
         arrivals: f64,
-        /// Seconds within which the rows are to be done.
+        /// Seconds within which what waits is to be done.
         within: f64,
         /// The slots that this takes.
         slots: usize,
     },
+}
+
+impl Reason {
+    /// The slots that the work needs now, whatever delays keep; `None` if that is not known, or not what decides.
+    pub fn needed(&self) -> Option<usize> {
+        match self {
+            Self::Stopped | Self::Work(Need::None, ..) => Some(0),
+            Self::Trial | Self::Work(Need::Unmeasured { .. }, ..) => Some(1),
+            Self::Work(Need::Slots { slots, .. }, ..) => Some(*slots),
+            Self::Paused(_) | Self::Unknown(..) => None,
+        }
+    }
 }
 
 /// What the bounds make of a need.
@@ -88,6 +104,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, text: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stopped => text.write_str("it is stopped"),
+            Self::Trial => text.write_str("nobody asks for it yet: one host loads it to find out whether it can be"),
             Self::Paused(slots) => write!(text, "{}: its scaling is paused", stay(*slots)),
             Self::Unknown(slots, why) => write!(text, "{}: how much waits is unknown ({why})", stay(*slots)),
             Self::Work(need, bound, step) => write!(text, "{need}{bound}{step}"),
@@ -110,12 +127,12 @@ impl fmt::Display for Need {
                     count(rows, "row", "rows")
                 )
             }
-            Self::Slots { rows, row_time, arrivals, within, slots } => {
+            Self::Slots { waiting, running, row_time, arrivals, within, slots } => {
                 let row_time = humantime::format_duration(Duration::from_micros(row_time.as_micros() as u64));
                 write!(
                     text,
-                    "{} of {row_time} and {arrivals:.1} more each second, to be done within {within:.1} s, need {}",
-                    count(rows, "row", "rows"),
+                    "{} of {row_time} wait and {running} run; what waits to be done within {within:.1} s, and {arrivals:.1} more each second, need {}",
+                    count(waiting, "row", "rows"),
                     count(slots, "slot", "slots")
                 )
             }

@@ -1,23 +1,29 @@
 //! Moves others out of the way of what a model is owed: a guaranteed minimum, or its turn after it has waited long. Shares count units
-//! alone; memory, devices that are not shared and units that lie scattered can still keep a model from what it was granted.
+//! alone; memory, devices that are not shared and units that lie scattered can still keep a model from what it was granted. And idle slots out
+//! of the way of a model that has none.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::rooms::{Room, Rooms};
-use super::{Placed, Want, fill};
+use super::{MadeRoom, Placed, Want, fill};
 
-/// Places what is owed and has no room, those that have waited longest first, where others lose least. Nobody loses what it is owed
-/// itself.
+/// Places what is owed and has no room, those that have waited longest first, where others lose least; then the first slots of those that
+/// have none, where others are idle. Nobody loses what it is owed itself.
 pub(super) fn reclaim(wants: &[Want], rooms: &mut Rooms, placed: &mut Placed) {
     let count = |at: usize| placed.places[at].values().sum::<usize>();
     let lacks = |at: &usize| count(*at) < wants[*at].owed;
     let full = placed.unplaced.iter().filter(|(_, unplaced)| unplaced.full);
     let mut lacking: Vec<usize> = full.map(|(at, _)| *at).filter(lacks).collect();
-    if lacking.is_empty() {
+    // What shares leave it nothing of is not missing as far as placing knows.
+    let mut empty: Vec<usize> = (0..wants.len()).filter(|at| wants[*at].lacks_first && count(*at) == 0).collect();
+    if lacking.is_empty() && empty.is_empty() {
         return;
     }
-    lacking.sort_by_key(|at| (Reverse(wants[*at].waited), *at));
+    let longest = |at: &usize| (Reverse(wants[*at].waited), *at);
+    lacking.sort_by_key(longest);
+    empty.sort_by_key(longest);
     let count = (0..wants.len()).map(count).collect();
     let mut tenants = Tenants { wants, count, of: BTreeMap::new() };
     for (index, places) in placed.places.iter().enumerate() {
@@ -27,11 +33,23 @@ pub(super) fn reclaim(wants: &[Want], rooms: &mut Rooms, placed: &mut Placed) {
             }
         }
     }
+    for index in empty {
+        // What shares leave it nothing of may still be free: not everybody who is granted room can use it.
+        let free = rooms.best(&wants[index], &placed.places[index]).map(|at| (at, Vec::new()));
+        if let Some((at, leaving)) = free.or_else(|| tenants.cheapest(index, rooms, Leaves::Idle)) {
+            for (victim, slots) in leaving {
+                tenants.evict(at, victim, slots, rooms, placed);
+                placed.made_room.push(MadeRoom { of: victim, slots, to: index });
+            }
+            tenants.admit(at, index, rooms, placed);
+            placed.seated.push(index);
+        }
+    }
     let mut evicted: BTreeMap<usize, usize> = BTreeMap::new();
     for index in lacking {
         let want = &wants[index];
         while tenants.count[index] < want.owed {
-            let Some((at, leaving)) = tenants.cheapest(index, rooms) else {
+            let Some((at, leaving)) = tenants.cheapest(index, rooms, Leaves::Anything) else {
                 placed.in_the_way.extend(lease_in_the_way(want, rooms));
                 break;
             };
@@ -49,6 +67,15 @@ pub(super) fn reclaim(wants: &[Want], rooms: &mut Rooms, placed: &mut Placed) {
     }
 }
 
+/// What makes way.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leaves {
+    /// Whatever is not owed.
+    Anything,
+    /// What nobody needs now.
+    Idle,
+}
+
 /// Who is where.
 struct Tenants<'w> {
     wants: &'w [Want],
@@ -59,34 +86,42 @@ struct Tenants<'w> {
 }
 
 impl Tenants<'_> {
-    /// The room where least has to go for one slot more, and what that is.
-    fn cheapest(&self, index: usize, rooms: &Rooms) -> Option<(usize, Vec<(usize, usize)>)> {
+    /// The room where least has to go for one slot more, or what has been idle for longest, and what that is.
+    fn cheapest(&self, index: usize, rooms: &Rooms, leaves: Leaves) -> Option<(usize, Vec<(usize, usize)>)> {
         let want = &self.wants[index];
         let suitable = rooms.iter().enumerate().filter(|(_, room)| room.host.takes_more && want.suits(room));
-        let leaving = suitable.filter_map(|(at, room)| Some((at, self.leaving(index, at, room)?)));
+        let leaving = suitable.filter_map(|(at, room)| Some((at, self.leaving(index, at, room, leaves)?)));
         leaving.min_by_key(|(at, leaving)| {
             let units = |(victim, slots): &(usize, usize)| self.wants[*victim].units_on(rooms[*at].device) * slots;
-            (leaving.iter().map(units).sum::<usize>(), *at)
+            let idle = leaving.iter().map(|(victim, _)| self.wants[*victim].idle).min().unwrap_or(Duration::MAX);
+            let idle = if leaves == Leaves::Idle { idle } else { Duration::ZERO };
+            (Reverse(idle), leaving.iter().map(units).sum::<usize>(), *at)
         })
     }
 
     /// What has to leave a room for one slot more, those that matter least first; `None` if that would not do.
-    fn leaving(&self, index: usize, at: usize, room: &Room) -> Option<Vec<(usize, usize)>> {
+    fn leaving(&self, index: usize, at: usize, room: &Room, leaves: Leaves) -> Option<Vec<(usize, usize)>> {
         let want = &self.wants[index];
         let empty = BTreeMap::new();
         let here = self.of.get(&at).unwrap_or(&empty);
         let first = !here.contains_key(&index);
+        let others = here.iter().rev().map(|(victim, slots)| (*victim, *slots));
+        let mut others: Vec<(usize, usize)> = others.filter(|(victim, _)| *victim != index).collect();
+        if leaves == Leaves::Idle {
+            others.sort_by_key(|(victim, _)| Reverse(self.wants[*victim].idle));
+        }
         let mut room = *room;
         let mut leaving: BTreeMap<usize, usize> = BTreeMap::new();
         // Memory, and a device for oneself, are there only once all slots of a model have gone; units may come from several.
         for memory in [true, false] {
-            for (victim, slots) in here.iter().rev().filter(|(victim, _)| **victim != index) {
-                let other = &self.wants[*victim];
-                let gone = leaving.get(victim).copied().unwrap_or(0);
-                let may_go = (*slots).min(self.count[*victim].saturating_sub(other.owed)) - gone;
+            for &(victim, slots) in &others {
+                let other = &self.wants[victim];
+                let gone = leaving.get(&victim).copied().unwrap_or(0);
+                let stays = if leaves == Leaves::Idle { other.owed.max(other.needs) } else { other.owed };
+                let may_go = slots.min(self.count[victim].saturating_sub(stays)).saturating_sub(gone);
                 let go = match memory {
                     true if room.admits(want, first) => break,
-                    true => *slots,
+                    true => slots,
                     false => {
                         let lacks = (want.units_on(room.device) as i64 - room.free).max(0) as usize;
                         lacks.div_ceil(other.units_on(room.device).max(1)).min(may_go)
@@ -95,8 +130,8 @@ impl Tenants<'_> {
                 if go == 0 || go > may_go || other.units == 0 {
                     continue;
                 }
-                room.give_back(other, go, gone + go == *slots);
-                leaving.insert(*victim, gone + go);
+                room.give_back(other, go, gone + go == slots);
+                leaving.insert(victim, gone + go);
             }
         }
         if !room.fits(want, first) {

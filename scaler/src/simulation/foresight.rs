@@ -5,7 +5,7 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use super::trace::{HOURS, Trace};
-use super::{Model, Observation, Rule};
+use super::{Case, Observation, Rule};
 
 /// The rate is looked at this often.
 const STEP: f64 = 1.0;
@@ -24,9 +24,10 @@ struct Saving {
 
 impl Foresight {
     /// A plan for a trace that spends so many slot-hours.
-    pub fn new(trace: &Trace, model: Model, max_slots: usize, slot_hours: f64) -> Self {
+    pub fn new(trace: &Trace, case: &Case, slot_hours: f64) -> Self {
+        let Case { model, max_slots, scale } = *case;
         let rates: Vec<f64> =
-            (0..(HOURS * 3600.0 / STEP) as usize).map(|step| (trace.rate)(step as f64 * STEP)).collect();
+            (0..(HOURS * 3600.0 / STEP) as usize).map(|step| (trace.rate)(step as f64 * STEP) * scale).collect();
         let wait = |rate: f64, slots: usize| rate * mean_wait(rate, model.service.as_secs_f64(), slots);
         let saving = |plan: &[usize], step: usize| Saving {
             seconds: wait(rates[step], plan[step]) - wait(rates[step], plan[step] + 1),

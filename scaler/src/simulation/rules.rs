@@ -36,9 +36,10 @@ impl Rule for Sluice {
     fn slots(&mut self, seen: &Observation) -> usize {
         let demand = Demand {
             scaling: self.scaling.clone(),
-            lag: Reading::Known(Lag { waiting: seen.waiting as u64, in_flight: seen.running as u64 }),
+            lag: Reading::Known(Lag { waiting: seen.waiting as u64, running: seen.running as u64 }),
             arrivals: seen.arrivals,
             row_time: Some(self.model.service),
+            rows_per_request: 1.0,
             cold_start: self.model.cold_start,
             slots: seen.slots,
         };

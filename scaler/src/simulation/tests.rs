@@ -2,10 +2,10 @@
 
 use super::*;
 
-const MODEL: Model = Model { service: Duration::from_millis(100), cold_start: Duration::from_secs(1) };
+const MODEL: Model = QUICK.model;
 
 fn run(trace: &Trace, rule: &mut dyn Rule) -> Outcome {
-    simulate(&trace.arrivals(), MODEL, rule)
+    simulate(&trace.arrivals(&QUICK), MODEL, rule)
 }
 
 fn ours() -> Sluice {
@@ -25,7 +25,7 @@ fn others() -> [(&'static str, Box<dyn Rule>); 2] {
 #[test]
 fn every_request_is_served_and_the_same_each_time() {
     for trace in &TRACES {
-        let arrivals = trace.arrivals();
+        let arrivals = trace.arrivals(&QUICK);
         let outcome = run(trace, &mut ours());
         assert_eq!(outcome.served, arrivals.len(), "{}", trace.name);
         assert_eq!(outcome, run(trace, &mut ours()), "{}", trace.name);
@@ -68,7 +68,7 @@ fn simple_rules_cost_more_and_wait_longer() {
 }
 
 fn foreseen(trace: &Trace, slot_hours: f64) -> Outcome {
-    run(trace, &mut Foresight::new(trace, MODEL, Scaling::default().max_slots, slot_hours))
+    run(trace, &mut Foresight::new(trace, &QUICK, slot_hours))
 }
 
 #[test]
@@ -83,4 +83,37 @@ fn a_load_that_changes_slowly_is_served_about_as_well_as_if_it_were_known_before
     let (cheap, dear) = (run(daily, &mut *threshold), run(daily, &mut *utilisation));
     let best = foreseen(daily, cheap.slot_hours);
     assert!(best.mean_wait > dear.mean_wait, "foreseen {best:?}, target utilisation {dear:?}");
+}
+
+/// A rule that takes what runs for work that waits, as if it had to be begun again.
+struct CountsTwice(Sluice);
+
+impl Rule for CountsTwice {
+    fn interval(&self) -> Duration {
+        self.0.interval()
+    }
+
+    fn slots(&mut self, seen: &Observation) -> usize {
+        self.0.slots(&Observation { waiting: seen.waiting + seen.running, running: 0, ..*seen })
+    }
+}
+
+#[test]
+fn slow_models_get_what_they_need_and_not_what_runs_once_more() {
+    for case in &SLOW {
+        for trace in TRACES.iter().filter(|trace| ["steady", "daily"].contains(&trace.name)) {
+            let arrivals = trace.arrivals(case);
+            let ours = || Sluice::new(case.scaling(), case.model);
+            let own = simulate(&arrivals, case.model, &mut ours());
+            let twice = simulate(&arrivals, case.model, &mut CountsTwice(ours()));
+            let work = arrivals.len() as f64 * case.model.service.as_secs_f64() / 3600.0;
+            let seen = format!(
+                "{:?} on {}, {work:.1} hours of work: {own:?}, counted twice {twice:?}",
+                case.model, trace.name
+            );
+            assert_eq!(own.served, arrivals.len(), "{seen}");
+            assert!(own.slot_hours < 0.85 * twice.slot_hours, "{seen}");
+            assert!(own.mean_wait < case.scaling().target_wait.max(case.model.service) / 2, "{seen}");
+        }
+    }
 }

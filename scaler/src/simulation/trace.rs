@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::Case;
+
 /// Four hours of traffic of one kind.
 #[derive(Debug, Clone, Copy)]
 pub struct Trace {
@@ -24,11 +26,12 @@ pub const TRACES: [Trace; 6] = [
 ];
 
 impl Trace {
-    /// The arrivals: a Poisson process whose rate changes, by thinning (Lewis and Shedler, 1979).
-    pub fn arrivals(&self) -> Vec<Duration> {
+    /// The arrivals, as many as are asked of this model: a Poisson process whose rate changes, by thinning (Lewis and Shedler, 1979).
+    pub fn arrivals(&self, case: &Case) -> Vec<Duration> {
         let mut chance = Chance(0x5eed);
         let end = HOURS * 3600.0;
-        let largest = (0..(end as u64)).map(|at| (self.rate)(at as f64)).fold(0.0, f64::max).max(1e-9) * 1.05;
+        let rate = |at: f64| (self.rate)(at) * case.scale;
+        let largest = (0..(end as u64)).map(|at| rate(at as f64)).fold(0.0, f64::max).max(1e-9) * 1.05;
         let mut arrivals = Vec::new();
         let mut at = 0.0;
         loop {
@@ -36,7 +39,7 @@ impl Trace {
             if at >= end {
                 return arrivals;
             }
-            if chance.next() * largest < (self.rate)(at) {
+            if chance.next() * largest < rate(at) {
                 arrivals.push(Duration::from_secs_f64(at));
             }
         }

@@ -9,6 +9,7 @@ mod leases;
 mod models;
 mod operations;
 mod outputs;
+mod placing;
 mod scaling;
 mod settings;
 
@@ -58,6 +59,10 @@ on_each_broker! {
         a_package_may_come_as_an_archive_and_a_profile_from_an_editor,
         a_version_that_does_not_fit_beside_the_old_one_waits,
         a_version_that_does_not_fit_may_replace_the_old_one_and_back;
+    placing:
+        an_idle_slot_makes_room_for_a_model_that_has_none,
+        a_package_that_no_host_can_load_is_known_before_anybody_waits,
+        of_two_workers_under_one_name_one_takes_no_work;
     scaling:
         from_no_slots_to_an_answer_and_back_to_none,
         a_burst_spreads_over_hosts_and_ends_there,

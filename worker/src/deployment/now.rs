@@ -34,6 +34,8 @@ pub struct Now {
     pub unloaded: Option<(Arc<Package>, Device)>,
     /// Why the revision failed, until it is told.
     pub failed: Option<String>,
+    /// The revision could not be carried out, and nothing else serves here.
+    pub does_not_load: bool,
 }
 
 /// What came of trying to do as a revision says.

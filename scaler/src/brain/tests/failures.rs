@@ -31,6 +31,34 @@ fn a_host_where_it_does_not_load_is_left_for_another_and_tried_again_later() {
 }
 
 #[test]
+fn one_host_tries_a_model_that_nobody_asks_for_and_why_it_does_not_load_is_known() {
+    let mut world = World::new(&[("a", 4), ("b", 4)], Vec::new());
+    world.broken_model = Some("broken");
+    for model in ["broken", "sound"] {
+        world.deploy(model, "");
+        world.rounds(3);
+        assert_eq!(world.slots(model), "", "nobody asks for it");
+        assert_eq!(world.brain.try_loading(&name(model), 2), None, "that revision is not known yet");
+        assert_eq!(world.brain.try_loading(&name(model), 1), Some(Answer::Done));
+        world.round();
+        assert_eq!(world.slots(model), "a: 1", "{}", world.explain(model).reason);
+    }
+    world.rounds(4);
+    let broken = world.explain("broken");
+    assert_eq!((world.slots("broken"), world.slots("sound")), (String::new(), "a: 1".into()), "{broken:?}");
+    assert!(broken.failure.is_some_and(|failure| failure.starts_with("a/cpu: ")), "where, and why");
+    assert!(broken.trouble.is_some_and(|trouble| trouble.contains("does not load")));
+    assert_eq!((world.explain("sound").failure, world.explain("sound").trouble), (None, None));
+    world.rounds(60);
+    assert_eq!(world.slots("sound"), "", "it is taken down as any that nobody asks for");
+    // Somebody asks, and it loads by now.
+    world.broken_model = None;
+    world.wait("broken", 1);
+    world.rounds(4);
+    assert_eq!((world.slots("broken"), world.explain("broken").failure), ("a: 1".into(), None));
+}
+
+#[test]
 fn a_host_that_waits_for_memory_in_vain_is_left_for_another() {
     let mut world = World::new(&[("a", 4), ("b", 4)], Vec::new());
     world.states = vec![("a/cpu", Some(State::Waiting))];
