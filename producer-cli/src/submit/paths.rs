@@ -71,7 +71,8 @@ impl Paths {
         for (what, target) in [("output", self.output.as_ref()), ("errors file", Some(&self.errors))] {
             let Some(target) = target else { continue };
             add(what, &target.path);
-            if let Some(partial) = &target.partial {
+            // One that is in its place already has two names until the end.
+            if let Some(partial) = target.partial.as_ref().filter(|_| !target.is_linked()) {
                 add(&format!("unfinished {what}"), partial);
             }
         }
@@ -94,8 +95,8 @@ impl Paths {
         let written = self.written();
         for (at, (what, one)) in written.iter().enumerate() {
             let Some(one) = one else { continue };
-            let others = read.iter().chain(&written[at + 1..]);
-            if let Some((other, _)) = others.into_iter().find(|(_, other)| other.as_ref() == Some(one)) {
+            let mut others = read.iter().chain(&written[at + 1..]);
+            if let Some((other, _)) = others.find(|(_, other)| other.as_ref() == Some(one)) {
                 bail!("the {other} and the {what} are one file: choose another name");
             }
         }
@@ -227,5 +228,7 @@ mod tests {
         assert!(refusal.to_string().contains("--reply durable"), "{refusal}");
         assert!(of(at, &["-", "-o", "c", "--resume"]).is_err());
         assert!(of(at, &["in", "-o", "c", "--resume"]).is_ok());
+        fs::hard_link(at.join("there"), at.join("there.partial")).expect("links");
+        assert!(of(at, &["in", "-o", "there", "--resume"]).is_ok(), "a run that was ending");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{BufWriter, ErrorKind, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -52,6 +53,12 @@ impl Target {
         self.partial.as_ref().unwrap_or(&self.path)
     }
 
+    /// Whether what was written is in its place by now.
+    pub fn is_linked(&self) -> bool {
+        let file = |path: &Path| fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()));
+        file(&self.place).is_some_and(|place| Some(place) == file(self.written()))
+    }
+
     /// Begins to write.
     pub fn open(&self, begin: Begin) -> Result<BufWriter<File>> {
         let path = self.written();
@@ -65,7 +72,14 @@ impl Target {
             Begin::Over => options.create(true).truncate(false),
             Begin::After(_) => &mut options,
         };
-        let mut file = options.open(path).with_context(cannot)?;
+        let mut file = match options.open(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound && matches!(begin, Begin::After(_)) => bail!(
+                "`{}`, which the earlier run wrote, is gone: if that was just about to end, `{}` is complete; --overwrite starts over",
+                path.display(),
+                self.path.display()
+            ),
+            opened => opened.with_context(cannot)?,
+        };
         if self.is_file() {
             if let Err(TryLockError::WouldBlock) = file.try_lock() {
                 bail!("`{}` is being written by another run", path.display());
@@ -96,6 +110,8 @@ impl Target {
         }
         // A link never replaces anything; not all file systems have links.
         match fs::hard_link(partial, &self.place) {
+            // An earlier run may have ended between the two steps.
+            Err(_) if self.is_linked() => fs::remove_file(partial).with_context(cannot),
             Ok(()) => fs::remove_file(partial).with_context(cannot),
             Err(error) if error.kind() != ErrorKind::AlreadyExists && !self.place.exists() => {
                 fs::rename(partial, &self.place).with_context(cannot)
@@ -152,7 +168,8 @@ mod tests {
     fn an_earlier_run_is_gone_on_with_where_it_ended() {
         let folder = tempfile::tempdir().expect("a folder");
         let target = Target::of(&folder.path().join("out")).expect("a file");
-        assert!(target.open(Begin::After(0)).is_err(), "there is none");
+        let refusal = target.open(Begin::After(0)).expect_err("there is none");
+        assert!(refusal.to_string().contains("is gone"), "{refusal:#}");
         fs::write(target.written(), "one\ntw").expect("writes");
         assert!(target.open(Begin::New).is_err(), "somebody made it");
         let mut file = target.open(Begin::After(4)).expect("opens");
@@ -162,5 +179,11 @@ mod tests {
         assert_eq!(fs::read_to_string(target.written()).expect("reads"), "one\ntwo\n");
         let refusal = target.open(Begin::After(9)).expect_err("it is shorter");
         assert!(refusal.to_string().contains("has been cut"), "{refusal:#}");
+        // It ended when all was in its place, but the other name not yet removed.
+        fs::hard_link(target.written(), &target.place).expect("links");
+        let file = target.open(Begin::After(8)).expect("opens");
+        target.finish(file.get_ref(), false).expect("ends");
+        assert_eq!(fs::read_to_string(&target.path).expect("reads"), "one\ntwo\n");
+        assert!(!target.written().exists());
     }
 }
