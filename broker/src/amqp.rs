@@ -17,6 +17,7 @@ mod settle;
 mod share;
 mod signal;
 mod sources;
+mod standing;
 mod stream;
 
 use std::sync::Arc;

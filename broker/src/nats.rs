@@ -4,6 +4,7 @@ mod acks;
 mod connect;
 mod consume;
 mod dead;
+mod deaf;
 mod depth;
 mod error;
 mod headers;

@@ -155,8 +155,13 @@ pub enum Settlement {
 /// A stream of deliveries over all lanes of a model.
 #[async_trait]
 pub trait Consumer: Send {
-    /// The next delivery. Never ends while the queue exists: through outages it waits. Cancel-safe.
+    /// The next delivery. Through outages it waits. An error says that nothing, or not everything, can be received before
+    /// somebody acts, such as that the queue is gone; once that is mended, the same consumer goes on. Cancel-safe.
     async fn next(&mut self) -> Result<Delivery>;
+
+    /// Why nothing, or not everything, can be received now, as far as is known here; `None` while it can. Known only to a
+    /// consumer that is asked for deliveries meanwhile.
+    fn trouble(&self) -> Option<String>;
 
     /// A delivery that is here already, without waiting. `None` says nothing about what [`Consumer::next`] would give.
     fn ready(&mut self) -> Option<Delivery>;

@@ -49,6 +49,9 @@ pub const DEAD_HOST: &str = "sluice-dead-host";
 /// See [`DEAD_CODE`].
 pub const DEAD_AT: &str = "sluice-dead-at";
 
+/// The headers that a request is read from.
+pub const READ: [&str; 10] = [ID, REPLY_TO, THEN, CONTENT_TYPE, DEADLINE, ROWS, TENANT, VERSION, SOURCE, TRACEPARENT];
+
 /// The `ce-type` of a request.
 pub const REQUEST_TYPE: &str = "sluice.inference.request";
 
@@ -161,10 +164,21 @@ impl Envelope {
 
     /// Reads headers, given as pairs of name and value. `lane` is that of the queue, which knows better than any header.
     pub fn read<'h>(lane: Lane, headers: impl Iterator<Item = (&'h str, &'h str)>) -> Result<Self, Box<Malformed>> {
-        let mut faults = Vec::new();
-        let mut note = |name: &str, reason: String| faults.push(format!("header `{name}`: {reason}"));
+        Self::read_beside(lane, Vec::new(), headers)
+    }
+
+    /// The same where a broker's headers have types: `unreadable` are those whose type does not fit, with the reason.
+    pub fn read_beside<'h>(
+        lane: Lane,
+        unreadable: Vec<(&str, String)>,
+        headers: impl Iterator<Item = (&'h str, &'h str)>,
+    ) -> Result<Self, Box<Malformed>> {
         let mut id = None;
         let mut given: Option<&str> = None;
+        let id_has_no_text = unreadable.iter().any(|(name, _)| *name == ID);
+        let mut faults: Vec<String> =
+            unreadable.iter().map(|(name, reason)| format!("header `{name}`: {reason}")).collect();
+        let mut note = |name: &str, reason: String| faults.push(format!("header `{name}`: {reason}"));
         let mut read = Self { lane, ..Self::new(RequestId::unset()) };
         for (name, value) in headers {
             match name {
@@ -182,7 +196,10 @@ impl Envelope {
                     Ok(deadline) => read.deadline = Some(deadline),
                     Err(_) => note(DEADLINE, format!("`{}` is not Unix time in milliseconds", short(value))),
                 },
-                ROWS => read.rows = value.parse().ok().filter(|rows| *rows > 0).unwrap_or(1),
+                ROWS => match value.parse() {
+                    Ok(rows) if rows > 0 => read.rows = rows,
+                    _ => note(ROWS, format!("`{}` is not a number of rows", short(value))),
+                },
                 TENANT => read.tenant = Some(value.to_owned()),
                 VERSION => read.version = Some(value.to_owned()),
                 SOURCE => read.source = Some(value.to_owned()),
@@ -190,7 +207,7 @@ impl Envelope {
                 _ => {}
             }
         }
-        if given.is_none() {
+        if given.is_none() && !id_has_no_text {
             note(ID, "is missing: every request carries an id".into());
         }
         match id {

@@ -82,9 +82,27 @@ pub const SLOTS: Metric = Metric {
     buckets: &[],
 };
 
+/// Counter: losses of the way that requests come by.
+pub const LOST_QUEUES: Metric = Metric {
+    name: "sluice_lost_queues_total",
+    help: "Times that a model's requests could no longer be received: the connection, the queue or the permission was gone for a second or more",
+    labels: &["model"],
+    buckets: &[],
+};
+
 /// All of them, for checks of dashboards and alerts.
-pub const ALL: [Metric; 9] =
-    [REQUESTS, ROWS, BATCHES, BATCH_ROWS, QUEUE_SECONDS, BATCH_WAIT_SECONDS, COMPUTE_SECONDS, IN_FLIGHT, SLOTS];
+pub const ALL: [Metric; 10] = [
+    REQUESTS,
+    ROWS,
+    BATCHES,
+    BATCH_ROWS,
+    QUEUE_SECONDS,
+    BATCH_WAIT_SECONDS,
+    COMPUTE_SECONDS,
+    IN_FLIGHT,
+    SLOTS,
+    LOST_QUEUES,
+];
 
 /// Gauge: slots of a model, as the scaler sees them.
 pub const SCALER_SLOTS: Metric = Metric {

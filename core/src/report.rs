@@ -86,6 +86,9 @@ pub struct ModelReport {
     /// Why it has come no further.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Whether it cannot receive requests just now; the reason says why.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub receives_nothing: bool,
     /// The version that answers now, if one does; not that of the revision while that one loads or has failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serving: Option<String>,
@@ -103,7 +106,8 @@ impl ModelReport {
     /// One of which nothing more is known.
     pub fn new(model: ModelName, revision: Option<u64>, state: State) -> Self {
         let (reason, serving, device) = (None, None, String::new());
-        Self { model, revision, state, reason, serving, slots: 0, device, measured: Measured::default() }
+        let measured = Measured::default();
+        Self { model, revision, state, reason, receives_nothing: false, serving, slots: 0, device, measured }
     }
 }
 

@@ -4,22 +4,45 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use sluice_core::broker::{Broker, LaneDepth, Reading};
+use sluice_core::report::{ModelReport, Report};
 use sluice_core::{BrokerError, ModelName};
 
 use crate::cli::{Global, Queue};
 use crate::common;
+use crate::reports::Hosts;
 use crate::table::Table;
 
 pub async fn run(global: &Global, options: Queue) -> Result<ExitCode> {
     let broker = common::connect(global).await?;
     common::show_again(options.watch, async || {
-        let depths = read(&broker, options.model.as_ref()).await?;
+        let depths = read(&broker, options.model.as_ref()).await;
+        // Hosts know what the broker does not tell, and what they cannot receive. Not everyone may ask them. After the broker:
+        // one that takes no messages answers nothing more on a connection by which it got one.
+        let (hosts, silence) = match Hosts::gather(&broker).await {
+            Ok(hosts) => (hosts.all().cloned().collect::<Vec<Report>>(), None),
+            Err(error) => (Vec::new(), Some(format!("hosts cannot be asked: {error:#}"))),
+        };
+        let depths = match depths {
+            Err(error) if error.downcast_ref().is_some_and(BrokerError::is_of_a_lost_queue) => {
+                let said = troubles(&hosts, options.model.as_ref());
+                match said.is_empty() {
+                    true => return Err(error),
+                    false => bail!("{error:#}\n{}", said.join("\n")),
+                }
+            }
+            depths => depths?,
+        };
         match options.json {
-            true => println!("{}", as_json(&depths)),
-            false => print!("{}", as_table(&depths)),
+            true => println!("{}", as_json(&depths, &hosts)),
+            false => {
+                print!("{}", as_table(&depths));
+                for note in notes(&depths, &hosts, options.model.as_ref()).into_iter().chain(silence) {
+                    println!("{note}");
+                }
+            }
         }
         Ok(())
     })
@@ -41,6 +64,43 @@ async fn read(broker: &Arc<dyn Broker>, only: Option<&ModelName>) -> Result<Vec<
         }
     }
     Ok(depths)
+}
+
+/// What a table does not say: why something is unknown, what hosts have of a model where the broker does not tell, and what they
+/// cannot receive.
+fn notes(depths: &[(ModelName, Vec<LaneDepth>)], hosts: &[Report], only: Option<&ModelName>) -> Vec<String> {
+    let mut notes = Vec::new();
+    for (model, lanes) in depths {
+        for lane in lanes {
+            if let Reading::Unknown(reason) = &lane.ready {
+                notes.push(format!("model `{model}`, lane {}: {}", lane.lane, common::plain(reason)));
+            }
+        }
+        if lanes.iter().all(|lane| matches!(lane.in_flight, Reading::Unknown(_)))
+            && let Some(held) = held(hosts, model)
+        {
+            notes.push(format!("model `{model}`: hosts have taken {held} requests that wait there or run"));
+        }
+    }
+    notes.extend(troubles(hosts, only));
+    notes
+}
+
+/// Requests that hosts have in hand, if any serves the model.
+fn held(hosts: &[Report], model: &ModelName) -> Option<u64> {
+    let reports = hosts.iter().flat_map(|host| &host.models).filter(|report| report.model == *model);
+    reports.map(|report| report.measured.requests_held).reduce(|sum, held| sum + held)
+}
+
+/// Which hosts receive nothing of what waits for a model, and why.
+fn troubles(hosts: &[Report], only: Option<&ModelName>) -> Vec<String> {
+    let reports = hosts.iter().flat_map(|host| host.models.iter().map(move |report| (host, report)));
+    let wanted = reports.filter(|(_, report)| report.receives_nothing && only.is_none_or(|only| report.model == *only));
+    let line = |(host, report): (&Report, &ModelReport)| {
+        let reason = report.reason.as_deref().unwrap_or("it does not say why");
+        common::plain(&format!("model `{}` on host `{}`: {reason}", report.model, host.host))
+    };
+    wanted.map(line).collect()
 }
 
 fn as_table(depths: &[(ModelName, Vec<LaneDepth>)]) -> String {
@@ -74,7 +134,7 @@ fn count(reading: &Reading<u64>) -> String {
     }
 }
 
-fn as_json(depths: &[(ModelName, Vec<LaneDepth>)]) -> Value {
+fn as_json(depths: &[(ModelName, Vec<LaneDepth>)], hosts: &[Report]) -> Value {
     fn number<T: Into<Value> + Clone>(reading: &Reading<T>) -> Value {
         match reading {
             Reading::Known(value) => value.clone().into(),
@@ -90,7 +150,10 @@ fn as_json(depths: &[(ModelName, Vec<LaneDepth>)]) -> Value {
     };
     depths
         .iter()
-        .map(|(model, lanes)| json!({ "model": model, "lanes": lanes.iter().map(lane).collect::<Vec<_>>() }))
+        .map(|(model, lanes)| {
+            let lanes = lanes.iter().map(lane).collect::<Vec<_>>();
+            json!({ "model": model, "lanes": lanes, "held_by_hosts": held(hosts, model) })
+        })
         .collect()
 }
 
@@ -99,6 +162,7 @@ mod tests {
     use std::time::SystemTime;
 
     use sluice_core::Lane;
+    use sluice_core::report::{Measured, State};
 
     use super::*;
 
@@ -114,7 +178,20 @@ mod tests {
         let depths = [("digits".parse().expect("a name"), vec![lane])];
         let table = as_table(&depths);
         assert!(table.contains("unknown") && table.contains("1s"), "{table}");
-        let value = as_json(&depths);
+        let serving = |held, trouble: Option<&str>| {
+            let report = ModelReport::new("digits".parse().expect("a name"), None, State::Ready);
+            let measured = Measured { requests_held: held, ..Measured::default() };
+            let reason = trouble.map(Into::into);
+            let model = ModelReport { measured, receives_nothing: reason.is_some(), reason, ..report };
+            let report = json!({ "host": format!("h{held}"), "at": 0, "models": [] });
+            Report { models: vec![model], ..serde_json::from_value(report).expect("a report") }
+        };
+        let hosts = [serving(2, None), serving(1, Some("receives no requests: the queue is gone"))];
+        let said = notes(&depths, &hosts, None);
+        assert_eq!(said[0], "model `digits`, lane high: no consumer");
+        assert_eq!(said[1], "model `digits` on host `h1`: receives no requests: the queue is gone");
+        let value = as_json(&depths, &hosts);
+        assert_eq!(value[0]["held_by_hosts"], 3);
         assert_eq!(value[0]["lanes"][0]["ready"]["unknown"], "no consumer");
         assert_eq!(value[0]["lanes"][0]["oldest_ms"], 1500);
     }

@@ -80,6 +80,8 @@ pub struct Measured {
     pub memory_mib: u64,
     /// Slots that serve.
     pub serving: usize,
+    /// Hosts that serve it and cannot receive its requests.
+    pub deaf: usize,
     /// Of these, on hosts whose configuration says what they run.
     pub listed: usize,
 }
@@ -214,6 +216,7 @@ impl Fleet {
                 measured.held = measured.held.saturating_add(seen.requests_held);
                 measured.running = measured.running.saturating_add(seen.requests_running);
                 measured.serving = measured.serving.saturating_add(model.slots);
+                measured.deaf += usize::from(model.receives_nothing);
                 measured.memory_mib = measured.memory_mib.max(seen.memory_mib);
                 if report.assignment.is_none() {
                     measured.listed = measured.listed.saturating_add(model.slots);
@@ -348,6 +351,17 @@ mod tests {
         fleet.hear(second.clone(), ms(500));
         fleet.hear(second, ms(2500));
         assert_eq!((works(&fleet, ms(2500)), twin(&fleet, ms(2500))), (Some(2), None));
+    }
+
+    #[test]
+    fn hosts_that_receive_nothing_are_counted() {
+        let mut fleet = Fleet::default();
+        for (host, deaf) in [("a", true), ("b", false)] {
+            let mut report = report(host, 1, 1, 0.1);
+            report.models[0].receives_nothing = deaf;
+            fleet.hear(report, Duration::ZERO);
+        }
+        assert_eq!(fleet.measure(Duration::ZERO).into_values().next().map(|of| of.deaf), Some(1));
     }
 
     #[test]

@@ -157,7 +157,11 @@ impl Board {
             if !report.device.is_empty() {
                 let meter = self.host.meters.of(&report.model, &report.device);
                 report.measured = meter.read();
-                let total = meter.busy();
+                if let Some(trouble) = meter.trouble() {
+                    report.receives_nothing = true;
+                    report.reason = Some(trouble);
+                }
+                let total = meter.busy(now);
                 let (since, before, share) = busy.entry(place.clone()).or_insert((now, total, 0.0));
                 let passed = now - *since;
                 if passed >= BUSY_OVER {

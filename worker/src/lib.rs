@@ -15,6 +15,7 @@ mod meter;
 mod metrics;
 pub mod package;
 mod plan;
+mod reception;
 mod refuse;
 mod reply;
 mod run;

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sluice_core::ModelName;
 use sluice_core::report::Measured;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::engine::Device;
 
@@ -17,14 +17,39 @@ use crate::engine::Device;
 pub struct Meters {
     meters: Mutex<BTreeMap<(ModelName, String), Arc<Meter>>>,
     news: Arc<Notify>,
+    /// Grows whenever something is in trouble, or no longer.
+    troubles: Arc<watch::Sender<u64>>,
 }
 
 impl Meters {
     /// The meter of a model on a device; two versions that run side by side share it.
     pub fn of(&self, model: &ModelName, device: &str) -> Arc<Meter> {
         let mut meters = self.meters.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let meter = || Arc::new(Meter { news: Arc::clone(&self.news), ..Meter::default() });
+        let meter = || {
+            Arc::new(Meter { news: Arc::clone(&self.news), troubles: Arc::clone(&self.troubles), ..Meter::default() })
+        };
         Arc::clone(meters.entry((model.clone(), device.to_owned())).or_insert_with(meter))
+    }
+
+    /// Tells `to` what keeps models from serving, at each change, for ever.
+    pub async fn tell_troubles(&self, to: impl Fn(Option<String>)) {
+        let mut changes = self.troubles.subscribe();
+        loop {
+            changes.mark_unchanged();
+            to(self.trouble());
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn trouble(&self) -> Option<String> {
+        let meters = self.meters.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let troubles: Vec<String> = meters
+            .iter()
+            .filter_map(|((model, _), meter)| Some(format!("model `{model}` {}", meter.trouble()?)))
+            .collect();
+        (!troubles.is_empty()).then(|| troubles.join("; "))
     }
 
     /// Waits until something was measured that makes what was read last worthless: a burst is not to wait for the next report.
@@ -38,22 +63,24 @@ impl Meters {
 pub struct Meter {
     news: Arc<Notify>,
     rows: AtomicU64,
-    busy_nanos: AtomicU64,
+    busy: Mutex<Busy>,
     held: AtomicU64,
     running: AtomicU64,
     rows_per_request: Followed,
     row_seconds: Followed,
     /// The bits of a floating-point number.
     cold_start_seconds: AtomicU64,
+    /// What keeps it from serving.
+    trouble: Mutex<Option<String>>,
+    troubles: Arc<watch::Sender<u64>>,
     /// The version that was loaded last, and the MiB that this took.
     weight: Mutex<(String, u64)>,
 }
 
 impl Meter {
     /// A batch was run.
-    pub fn ran(&self, rows: usize, took: Duration, row_seconds: f64) {
+    pub fn ran(&self, rows: usize, row_seconds: f64) {
         self.rows.fetch_add(rows as u64, Ordering::Relaxed);
-        self.busy_nanos.fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
         self.row_takes(row_seconds);
     }
 
@@ -99,13 +126,39 @@ impl Meter {
         if device != Device::Cpu && weight.0 == version { weight.1 } else { 0 }
     }
 
+    /// Something keeps it from serving, or nothing does.
+    pub fn set_trouble(&self, trouble: Option<String>) {
+        let before = {
+            let mut place = self.trouble.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            std::mem::replace(&mut *place, trouble.clone())
+        };
+        if before.is_some() != trouble.is_some() {
+            self.troubles.send_modify(|count| *count += 1);
+            self.news.notify_one();
+        }
+    }
+
+    /// What keeps it from serving.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
     fn weight(&self) -> MutexGuard<'_, (String, u64)> {
         self.weight.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// How long its slots have run all in all.
-    pub fn busy(&self) -> Duration {
-        Duration::from_nanos(self.busy_nanos.load(Ordering::Relaxed))
+    /// More slots run from now on, or fewer.
+    pub fn slots_run(&self, more: isize, now: Instant) {
+        let mut busy = self.busy.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        busy.count_until(now);
+        busy.slots = busy.slots.saturating_add_signed(more);
+    }
+
+    /// How long its slots have run all in all, a batch that runs now included.
+    pub fn busy(&self, now: Instant) -> Duration {
+        let mut busy = self.busy.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        busy.count_until(now);
+        busy.total
     }
 
     /// All but the share of time that they were busy, which needs two looks.
@@ -120,6 +173,23 @@ impl Meter {
             cold_start_seconds: f64::from_bits(self.cold_start_seconds.load(Ordering::Relaxed)),
             memory_mib: self.weight().1,
         }
+    }
+}
+
+/// The time that slots have run.
+#[derive(Default)]
+struct Busy {
+    slots: usize,
+    total: Duration,
+    /// Until when it is counted.
+    counted: Option<Instant>,
+}
+
+impl Busy {
+    fn count_until(&mut self, now: Instant) {
+        let passed = self.counted.map_or(Duration::ZERO, |counted| now.saturating_duration_since(counted));
+        self.total += passed * u32::try_from(self.slots).unwrap_or(u32::MAX);
+        self.counted = Some(self.counted.map_or(now, |counted| counted.max(now)));
     }
 }
 
@@ -164,12 +234,24 @@ mod tests {
         assert!(is_news(), "the first");
         assert_eq!((meter.read().rows_per_request, meter.read().row_seconds), (8.0, 0.010));
         meter.sized(15.0);
-        meter.ran(8, Duration::from_millis(44), 0.0055);
+        meter.ran(8, 0.0055);
         assert!(!is_news());
         meter.sized(17.0);
         assert!(is_news());
         _ = meter.read();
-        meter.ran(8, Duration::from_millis(8), 0.001);
+        meter.ran(8, 0.001);
         assert!(is_news());
+    }
+
+    #[test]
+    fn a_slot_is_busy_while_it_runs_and_not_only_once_it_has_run() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let meter = Meter::default();
+        meter.slots_run(1, at(0));
+        assert_eq!(meter.busy(at(3)), Duration::from_secs(3));
+        meter.slots_run(1, at(4));
+        meter.slots_run(-2, at(6));
+        assert_eq!(meter.busy(at(9)), Duration::from_secs(4 + 2 * 2));
     }
 }

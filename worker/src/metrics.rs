@@ -2,6 +2,7 @@
 //! request.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -50,6 +51,7 @@ pub struct Metrics {
     compute_seconds: HistogramVec,
     in_flight: IntGaugeVec,
     slots: GaugeVec,
+    lost_queues: IntCounterVec,
     meters: Arc<Meters>,
 }
 
@@ -82,6 +84,7 @@ impl Metrics {
             compute_seconds: histogram(names::COMPUTE_SECONDS)?,
             in_flight,
             slots,
+            lost_queues: counter(names::LOST_QUEUES)?,
             meters: Arc::default(),
         })
     }
@@ -107,6 +110,7 @@ impl Metrics {
             batch_wait_seconds: self.batch_wait_seconds.with_label_values(&[model]),
             compute_seconds: self.compute_seconds.with_label_values(&[model, device]),
             in_flight: self.in_flight.with_label_values(&[model]),
+            lost_queue: self.lost_queues.with_label_values(&[model]),
             meter,
             slots: ["loading", "idle", "busy"].map(|state| self.slots.with_label_values(&[model, device, state])),
         }
@@ -124,6 +128,8 @@ pub struct ModelMetrics {
     pub batch_wait_seconds: Histogram,
     pub compute_seconds: Histogram,
     in_flight: IntGauge,
+    /// Times that its requests could no longer be received.
+    pub lost_queue: IntCounter,
     pub meter: Arc<Meter>,
     slots: [Gauge; 3],
 }
@@ -148,7 +154,7 @@ impl ModelMetrics {
 
     /// A part of the model's slots.
     pub fn slots(&self) -> SlotsGauge {
-        SlotsGauge { gauges: self.slots.clone(), counted: [0; 3] }
+        SlotsGauge { gauges: self.slots.clone(), counted: [0; 3], meter: Arc::clone(&self.meter) }
     }
 }
 
@@ -157,6 +163,7 @@ impl ModelMetrics {
 pub struct SlotsGauge {
     gauges: [Gauge; 3],
     counted: [usize; 3],
+    meter: Arc<Meter>,
 }
 
 impl SlotsGauge {
@@ -165,6 +172,9 @@ impl SlotsGauge {
         let counts = [loading, idle, busy];
         for (gauge, (count, before)) in self.gauges.iter().zip(counts.into_iter().zip(self.counted)) {
             gauge.add(count as f64 - before as f64);
+        }
+        if busy != self.counted[2] {
+            self.meter.slots_run(busy as isize - self.counted[2] as isize, Instant::now());
         }
         self.counted = counts;
     }

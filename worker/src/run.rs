@@ -127,8 +127,9 @@ async fn serve(
     };
     let ready = async {
         ready.await;
-        readiness.set(None);
         info!("ready");
+        // From now on it is ready as long as what it serves can be received.
+        host.metrics.meters().tell_troubles(|trouble| readiness.set(trouble)).await;
         std::future::pending::<()>().await;
     };
     let deadline = async {
@@ -185,7 +186,8 @@ async fn serve(
                 // One that cannot go on takes the others along: they drain.
                 host.draining.cancel();
             }
-            () = &mut ready => {}
+            // Once it stops, that is what is said.
+            () = &mut ready, if !host.draining.is_cancelled() => {}
         }
     }
     readiness.set(Some("stopping".into()));

@@ -15,6 +15,7 @@ use crate::board::Place;
 use crate::engine::Device;
 use crate::metrics::ModelMetrics;
 use crate::package::Package;
+use crate::reception::Reception;
 use crate::reply::Replier;
 use crate::slot::{self, Finished, Slot};
 use crate::station::Station;
@@ -120,6 +121,7 @@ impl Ready {
         let Ready { serving, slots, sender, mut finished } = self;
         let (broker, stop) = (Arc::clone(&serving.broker), serving.stop.clone());
         let name = serving.package.manifest.name.clone();
+        let mut reception = Reception::new(&broker, &serving.package.manifest, &serving.metrics);
         let mut station = Station::new(serving, slots, sender);
         let mut consumer = match consume(&*broker, &name, station.credit().min(FIRST_CREDIT), &stop).await {
             Some(consumer) => Some(consumer?),
@@ -149,13 +151,14 @@ impl Ready {
                 }
                 Ok(()) = tuned.changed() => {
                     let tuned = tuned.borrow_and_update().clone();
+                    reception.tune(&tuned.package.manifest);
                     station.tune(tuned)?;
                     if let Some(consumer) = &mut consumer {
                         consumer.set_credit(station.credit());
                     }
                 }
                 Some(decoded) = station.decoding.join_next() => station.decoded(decoded)?,
-                delivery = receive(&mut consumer) => match delivery {
+                delivery = receive(&mut consumer, &reception) => match delivery {
                     Ok(delivery) => {
                         station.receive(delivery);
                         // Whatever else is here goes into the same batch.
@@ -163,13 +166,13 @@ impl Ready {
                             station.receive(delivery);
                         }
                     }
-                    Err(error) => {
-                        warn!(model = %station.model(), %error, "cannot receive; trying again");
-                        tokio::time::sleep(WATCH).await;
-                    }
+                    Err(error) => reception.failed(&error, Instant::now()),
                 },
                 () = sleep_until(wake) => {}
-                _ = watch.tick() => station.watch(),
+                _ = watch.tick() => {
+                    station.watch();
+                    reception.look(consumer.as_ref().and_then(|consumer| consumer.trouble()), Instant::now());
+                }
             }
         };
         if let End::Fault(reason) = &end {
@@ -209,9 +212,15 @@ pub async fn consume(
     }
 }
 
-async fn receive(consumer: &mut Option<Box<dyn Consumer>>) -> sluice_core::broker::Result<Delivery> {
+async fn receive(
+    consumer: &mut Option<Box<dyn Consumer>>,
+    reception: &Reception,
+) -> sluice_core::broker::Result<Delivery> {
     match consumer {
-        Some(consumer) => consumer.next().await,
+        Some(consumer) => {
+            reception.may_ask().await;
+            consumer.next().await
+        }
         None => std::future::pending().await,
     }
 }

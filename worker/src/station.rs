@@ -226,7 +226,7 @@ impl Station {
         self.seconds_per_row =
             if self.seconds_per_row == 0.0 { measured } else { 0.9 * self.seconds_per_row + 0.1 * measured };
         self.batcher.set_row_time(Duration::from_secs_f64(self.seconds_per_row));
-        self.serving.metrics.meter.ran(rows, took, self.seconds_per_row);
+        self.serving.metrics.meter.ran(rows, self.seconds_per_row);
         let mut verdicts = Vec::with_capacity(tickets.len());
         for (ticket, answer) in tickets.into_iter().zip(answers) {
             let verdict = match answer {

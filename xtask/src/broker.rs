@@ -162,6 +162,26 @@ impl Server {
         Ok(())
     }
 
+    /// Takes it away with all that it stores.
+    pub fn wipe(&mut self) -> Result<()> {
+        match self {
+            Server::Nats(server) => server.wipe(),
+            Server::Cluster(_) => bail!("a cluster is taken away node by node"),
+            Server::RabbitMq(server) => server.delete_host(),
+            Server::VirtualHost(host) => host.delete(),
+        }
+    }
+
+    /// After [`Server::wipe`]: it is there again, and empty.
+    pub fn come_back_empty(&mut self) -> Result<()> {
+        match self {
+            Server::Nats(server) => server.restart(),
+            Server::Cluster(_) => bail!("a cluster is made again node by node"),
+            Server::RabbitMq(server) => server.make_host(),
+            Server::VirtualHost(host) => host.make(),
+        }
+    }
+
     /// Its process id while it runs and is nobody else's.
     pub fn id(&self) -> Option<u32> {
         match self {

@@ -59,6 +59,12 @@ impl NatsServer {
         })
     }
 
+    /// Ends it without warning and deletes its store.
+    pub fn wipe(&mut self) -> Result<()> {
+        self.kill();
+        Ok(std::fs::remove_dir_all(self.folder.join("nats"))?)
+    }
+
     /// Starts it again on the same port and store.
     pub fn restart(&mut self) -> Result<()> {
         let mut command = Command::new(&self.binary);

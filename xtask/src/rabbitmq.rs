@@ -119,6 +119,17 @@ impl RabbitServer {
         Ok(())
     }
 
+    /// Deletes the default virtual host with all that is in it, and ends its connections.
+    pub fn delete_host(&self) -> Result<()> {
+        self.control(&["delete_vhost", "/"])
+    }
+
+    /// Makes the default virtual host again, with nothing in it.
+    pub fn make_host(&self) -> Result<()> {
+        self.control(&["add_vhost", "/"])?;
+        self.control(&["set_permissions", "guest", ".*", ".*", ".*"])
+    }
+
     /// Starts it again on the same ports and store.
     pub fn restart(&mut self) -> Result<()> {
         let Ports { amqp, management, distribution, mapper } = &self.ports;
@@ -220,10 +231,20 @@ impl VirtualHost {
             amqp: amqp.into(),
             management: management.into(),
         };
-        host.ask("PUT", &format!("/api/vhosts/{}", host.name), "{}")?;
-        let all = r#"{"configure":".*","write":".*","read":".*"}"#;
-        host.ask("PUT", &format!("/api/permissions/{}/guest", host.name), all)?;
+        host.make()?;
         Ok(Some(host))
+    }
+
+    /// Makes it, with nothing in it.
+    pub fn make(&self) -> Result<()> {
+        self.ask("PUT", &format!("/api/vhosts/{}", self.name), "{}")?;
+        let all = r#"{"configure":".*","write":".*","read":".*"}"#;
+        self.ask("PUT", &format!("/api/permissions/{}/guest", self.name), all)
+    }
+
+    /// Deletes it with all that is in it, and ends its connections.
+    pub fn delete(&self) -> Result<()> {
+        self.ask("DELETE", &format!("/api/vhosts/{}", self.name), "")
     }
 
     fn ask(&self, method: &str, path: &str, json: &str) -> Result<()> {
@@ -245,6 +266,6 @@ impl VirtualHost {
 
 impl Drop for VirtualHost {
     fn drop(&mut self) {
-        let _ = self.ask("DELETE", &format!("/api/vhosts/{}", self.name), "");
+        let _ = self.delete();
     }
 }

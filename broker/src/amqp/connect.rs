@@ -16,7 +16,8 @@ use sluice_core::broker::{BrokerError, Result};
 use sluice_core::settings::Settings;
 
 use super::Amqp;
-use super::error::{is_denial, is_of_channel, other, within};
+use super::error::{is_denial, is_of_channel, other};
+use super::standing::Standing;
 use crate::{Options, Patience};
 
 /// How long a service waits between two attempts to connect.
@@ -36,8 +37,7 @@ pub(super) struct Link {
     publishing: Shared,
     /// Publishing without: answers to live callers and signals.
     telling: Shared,
-    /// Why the broker takes no messages, while it does not.
-    blocked: Arc<Mutex<Option<String>>>,
+    pub standing: Arc<Standing>,
     one_at_a_time: tokio::sync::Mutex<Option<Channel>>,
     /// Exchanges and result streams that are known to be there, and where something was stored.
     seen: Mutex<HashSet<String>>,
@@ -66,7 +66,7 @@ pub(crate) async fn connect(options: &Options) -> Result<Amqp> {
         live: tokio::sync::Mutex::default(),
         publishing: Shared::default(),
         telling: Shared::default(),
-        blocked: Arc::default(),
+        standing: Arc::default(),
         one_at_a_time: tokio::sync::Mutex::default(),
         seen: Mutex::default(),
         told: Mutex::default(),
@@ -164,19 +164,27 @@ impl Link {
     /// Notes what the broker tells about the connection, for as long as there is one.
     fn watch(&self, connection: &Connection) {
         let mut events = Box::pin(connection.events_listener());
-        let blocked = Arc::clone(&self.blocked);
+        let standing = Arc::clone(&self.standing);
         let url = self.shown_url.clone();
-        *blocked.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        standing.forget();
         tokio::spawn(async move {
             while let Some(event) = events.next().await {
                 match event {
                     Event::ConnectionBlocked(reason) => {
                         warn!(url, reason, "the broker takes no messages for now");
-                        *blocked.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+                        standing.set_blocked(Some(reason));
                     }
                     Event::ConnectionUnblocked => {
                         info!(url, "the broker takes messages again");
-                        *blocked.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                        standing.set_blocked(None);
+                    }
+                    // Answers to live callers are sent without waiting: nobody else hears that one was refused.
+                    Event::Error(error) if is_of_channel(&error) && is_denial(&error) => {
+                        let refusal = other("using a channel", error).to_string();
+                        if standing.denied_lately().is_none() {
+                            warn!(url, reason = refusal, "the broker refused something");
+                        }
+                        standing.note_denial(refusal);
                     }
                     // Whoever uses a channel sees its errors.
                     Event::Error(error) if is_of_channel(&error) => {}
@@ -185,14 +193,6 @@ impl Link {
                 }
             }
         });
-    }
-
-    /// An error at once instead of a wait for nobody knows how long.
-    pub(super) fn refuse_while_blocked(&self) -> Result<()> {
-        match &*self.blocked.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(reason) => Err(BrokerError::Blocked(reason.clone())),
-            None => Ok(()),
-        }
     }
 
     /// Whether an exchange or a queue was there on this connection.
@@ -216,7 +216,7 @@ impl Link {
     /// A channel of one's own: an error on it harms nobody else.
     pub(super) async fn channel(&self) -> Result<Channel> {
         let connection = self.connection().await?;
-        within("opening a channel", connection.create_channel()).await
+        self.standing.within("opening a channel", connection.create_channel()).await
     }
 
     /// The channel for what must be stored.
@@ -243,7 +243,7 @@ impl Link {
         // Publishing to an exchange that is not there would end the channel for everyone.
         super::queue::ensure_exchanges(self).await?;
         let channel = self.channel().await?;
-        within("asking for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        self.standing.within("asking for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
         Ok(channel)
     }
 
@@ -263,6 +263,8 @@ impl Link {
         if !connection.status().connected() {
             return Ok(());
         }
+        // What was sent lately has perhaps not been taken, and nothing would answer.
+        self.standing.refuse_while_blocked()?;
         // Closing waits for what was sent before it.
         let closed = tokio::time::timeout(Duration::from_secs(5), connection.close(200, "done".into())).await;
         match closed {

@@ -1,7 +1,7 @@
 //! Receiving requests of all lanes. What takes round trips happens in a task, since whoever asks for the next request may
 //! stop asking at any time.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -13,6 +13,7 @@ use sluice_core::ModelName;
 use sluice_core::broker::{BrokerError, Consumer, Delivery, Result};
 
 use super::connect::Link;
+use super::error::told;
 use super::sources::Sources;
 
 /// The pause before a lost channel is made anew.
@@ -23,12 +24,17 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const DIVIDE: Duration = Duration::from_millis(5);
 
 pub(super) struct AmqpConsumer {
+    link: Arc<Link>,
     model: ModelName,
     credit: usize,
     /// `None` while they are with the task that divides the credit.
     sources: Option<Box<Sources>>,
     dividing: Option<AbortOnDropHandle<Divided>>,
+    trouble: Trouble,
 }
+
+/// Why nothing can be received, since it was tried last.
+type Trouble = Arc<Mutex<Option<String>>>;
 
 type Divided = (Box<Sources>, Result<()>);
 
@@ -39,7 +45,14 @@ pub(super) async fn open(link: &Arc<Link>, model: &ModelName, credit: usize) -> 
     loop {
         match sources.divide(credit).await {
             Ok(()) => {
-                return Ok(AmqpConsumer { model: model.clone(), credit, sources: Some(sources), dividing: None });
+                return Ok(AmqpConsumer {
+                    link: Arc::clone(link),
+                    model: model.clone(),
+                    credit,
+                    sources: Some(sources),
+                    dividing: None,
+                    trouble: Trouble::default(),
+                });
             }
             Err(error) if !error.is_transient() || Instant::now() > deadline => return Err(error),
             Err(error) => debug!(%model, %error, "cannot consume yet; trying again"),
@@ -57,9 +70,11 @@ impl Consumer for AmqpConsumer {
             let sources = self.sources().await?;
             // With a backlog there is always something ready, and the shares must follow all the same.
             if sources.last_divided() >= DIVIDE && sources.are_due(credit) {
-                let sources = self.sources.take();
-                self.dividing = sources
-                    .map(|sources| AbortOnDropHandle::new(tokio::spawn(divide(sources, self.model.clone(), credit))));
+                self.dividing = self.sources.take().map(|sources| {
+                    let (link, trouble) = (Arc::clone(&self.link), Arc::clone(&self.trouble));
+                    let dividing = divide(sources, link, self.model.clone(), credit, trouble);
+                    AbortOnDropHandle::new(tokio::spawn(dividing))
+                });
                 continue;
             }
             if let Some(delivery) = sources.ready() {
@@ -68,6 +83,13 @@ impl Consumer for AmqpConsumer {
             // A changed credit is looked at now and then.
             let _ = tokio::time::timeout(PAUSE, sources.receive()).await;
         }
+    }
+
+    fn trouble(&self) -> Option<String> {
+        let here = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // What holds publishes back holds back what settles requests as well; a refusal may concern answers only.
+        here.or_else(|| self.link.standing.refuse_while_blocked().err().map(|error| error.to_string()))
+            .or_else(|| self.link.standing.denied_lately())
     }
 
     fn ready(&mut self) -> Option<Delivery> {
@@ -102,10 +124,25 @@ impl AmqpConsumer {
 }
 
 /// Divides the credit anew, and makes what was lost, until it is done or cannot be.
-async fn divide(mut sources: Box<Sources>, model: ModelName, credit: usize) -> Divided {
+async fn divide(
+    mut sources: Box<Sources>,
+    link: Arc<Link>,
+    model: ModelName,
+    credit: usize,
+    trouble: Trouble,
+) -> Divided {
     loop {
-        match sources.divide(credit).await {
-            Err(error) if !matches!(error, BrokerError::Denied(_) | BrokerError::UnknownModel(_)) => {
+        // Nothing is given up for it, and what was asked for now would begin at any time later.
+        if let Err(error) = link.standing.refuse_while_blocked() {
+            debug!(%model, %error, "cannot consume; waiting");
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        }
+        let divided = sources.divide(credit).await;
+        let reason = divided.as_ref().err().map(told);
+        *trouble.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+        match divided {
+            Err(error) if !matches!(error, BrokerError::Denied(_)) && !error.is_of_a_lost_queue() => {
                 debug!(%model, %error, "cannot consume; trying again");
                 sources.lose_channel();
                 tokio::time::sleep(PAUSE).await;

@@ -19,7 +19,9 @@ pub(super) async fn read(link: &Link, model: &ModelName) -> Result<Vec<LaneDepth
                 missing += 1;
                 Reading::Unknown(format!("there is no queue `{name}`"))
             }
-            Err(error @ (BrokerError::Unreachable { .. } | BrokerError::Denied(_))) => return Err(error),
+            Err(error @ (BrokerError::Unreachable { .. } | BrokerError::Denied(_) | BrokerError::Blocked(_))) => {
+                return Err(error);
+            }
             Err(error) => Reading::Unknown(error.to_string()),
         };
         let in_flight = Reading::Unknown("RabbitMQ does not tell clients how many requests run".into());

@@ -1,25 +1,11 @@
 //! What the client's errors mean at the seam.
 
 use std::fmt::Display;
-use std::time::Duration;
 
 use lapin::ErrorKind;
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 
-use sluice_core::broker::{BrokerError, Result};
-
-/// How long the broker may take for what it does at once when it is well: while it starts, it may leave a call unanswered.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// What a call gives, or an error if that takes too long.
-pub(super) async fn in_time<T>(what: impl Display, call: impl Future<Output = T>) -> Result<T> {
-    tokio::time::timeout(PATIENCE, call).await.map_err(|_| BrokerError::TimedOut(what.to_string()))
-}
-
-/// What a call gives, and its error in the words of the seam.
-pub(super) async fn within<T>(what: impl Display, call: impl Future<Output = lapin::Result<T>>) -> Result<T> {
-    in_time(&what, call).await?.map_err(|error| other(what, error))
-}
+use sluice_core::broker::BrokerError;
 
 /// Any error of the client in the words of the seam.
 pub(super) fn other(what: impl Display, error: lapin::Error) -> BrokerError {
@@ -29,6 +15,12 @@ pub(super) fn other(what: impl Display, error: lapin::Error) -> BrokerError {
         return BrokerError::Denied(format!("{what}: {}", refusal.get_message()));
     }
     BrokerError::Other { what: what.to_string(), source: error.into() }
+}
+
+/// An error and its cause in one line.
+pub(super) fn told(error: &BrokerError) -> String {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+    format!("{error}{}", cause.unwrap_or_default())
 }
 
 /// Whether these credentials may not do this, or not be there at all.

@@ -9,7 +9,7 @@ use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use sluice_core::broker::Reply;
 use sluice_core::clock::unix_ms;
 use sluice_core::codec::ContentType;
-use sluice_core::envelope::{self, Envelope};
+use sluice_core::envelope::{self, Envelope, Malformed};
 use sluice_core::{ErrorCode, Lane};
 
 /// When a request was submitted, in Unix milliseconds: the broker does not say, and the property `timestamp` counts seconds.
@@ -41,7 +41,58 @@ pub(super) fn put(table: &mut FieldTable, name: &str, value: String) {
     table.insert(ShortString::from(name), AMQPValue::LongString(LongString::from(value)));
 }
 
-/// All headers that are text or numbers, the content type among them.
+/// A request's headers, each read by its type; one that cannot be is refused by its name.
+pub(super) fn to_envelope(properties: &BasicProperties, lane: Lane) -> Result<Envelope, Box<Malformed>> {
+    let content_type = properties.content_type().as_ref().map(|value| (envelope::CONTENT_TYPE, value.to_string()));
+    let mut pairs: Vec<(&str, String)> = content_type.into_iter().collect();
+    let mut faults = Vec::new();
+    for (name, value) in properties.headers().iter().flat_map(|table| table.inner()) {
+        let name = name.as_str();
+        if !envelope::READ.contains(&name) {
+            continue;
+        }
+        match by_type(name, value) {
+            Ok(text) => pairs.push((name, text)),
+            Err(reason) => faults.push((name, reason)),
+        }
+    }
+    Envelope::read_beside(lane, faults, pairs.iter().map(|(name, value)| (*name, value.as_str())))
+}
+
+/// What a header says, by its type; else the reason.
+fn by_type(name: &str, value: &AMQPValue) -> Result<String, String> {
+    let utf8 = |bytes: &[u8]| match std::str::from_utf8(bytes) {
+        Ok(text) => Ok(text.to_owned()),
+        Err(_) => Err("is not UTF-8".to_owned()),
+    };
+    let is = match value {
+        AMQPValue::LongString(text) => return utf8(text.as_bytes()),
+        AMQPValue::ShortString(text) => return Ok(text.to_string()),
+        AMQPValue::ByteArray(bytes) => return utf8(bytes.as_slice()),
+        AMQPValue::Timestamp(seconds) if name == envelope::DEADLINE => {
+            return Ok(seconds.saturating_mul(1000).to_string());
+        }
+        AMQPValue::Timestamp(_) => "a timestamp",
+        AMQPValue::Boolean(_) => "a boolean",
+        AMQPValue::Float(_) | AMQPValue::Double(_) => "a floating-point number",
+        AMQPValue::DecimalValue(_) => "a decimal number",
+        AMQPValue::FieldArray(_) => "a list",
+        AMQPValue::FieldTable(_) => "a table",
+        AMQPValue::Void => "empty",
+        other => match number(other) {
+            Some(number) => return Ok(number.to_string()),
+            None => "of a type that is not known here",
+        },
+    };
+    Err(match name {
+        envelope::DEADLINE => {
+            format!("is {is}: write Unix time in milliseconds as an integer or as text, or an AMQP timestamp")
+        }
+        _ => format!("is {is}: write it as text"),
+    })
+}
+
+/// All headers that are text or numbers, the content type among them, for people to look at.
 pub(super) fn pairs(properties: &BasicProperties) -> Pairs {
     let mut pairs = Vec::new();
     if let Some(content_type) = properties.content_type() {
@@ -61,6 +112,9 @@ fn text(value: &AMQPValue) -> Option<String> {
         AMQPValue::ShortString(text) => Some(text.to_string()),
         AMQPValue::ByteArray(bytes) => Some(String::from_utf8_lossy(bytes.as_slice()).into_owned()),
         AMQPValue::Boolean(value) => Some(value.to_string()),
+        AMQPValue::Float(number) => Some(number.to_string()),
+        AMQPValue::Double(number) => Some(number.to_string()),
+        AMQPValue::Timestamp(seconds) => Some(seconds.to_string()),
         other => number(other).map(|number| number.to_string()),
     }
 }
@@ -74,7 +128,6 @@ fn number(value: &AMQPValue) -> Option<i64> {
         AMQPValue::LongInt(number) => Some((*number).into()),
         AMQPValue::LongUInt(number) => Some((*number).into()),
         AMQPValue::LongLongInt(number) => Some(*number),
-        AMQPValue::Timestamp(seconds) => i64::try_from(*seconds).ok(),
         _ => None,
     }
 }
@@ -87,10 +140,25 @@ pub(super) fn text_of(properties: &BasicProperties, name: &str) -> Option<String
     header(properties, name).and_then(text)
 }
 
-/// Attempts charged so far: what we wrote, and deliveries since then that ended with their consumer's death.
-pub(super) fn charged(properties: &BasicProperties) -> u32 {
-    let written = text_of(properties, envelope::ATTEMPTS).and_then(|text| text.parse::<u32>().ok()).unwrap_or(0);
-    let since = header(properties, DELIVERY_COUNT).and_then(number).unwrap_or(0);
+/// Where a message comes from, and so whose headers are believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Writer {
+    /// A lane's queue: what a producer says of attempts is not so.
+    Producer,
+    /// The queue for retries, into which only workers publish.
+    Worker,
+}
+
+/// Attempts charged so far: what a worker wrote, and deliveries since then that ended with their consumer's death. The broker
+/// counts these only in what it delivers again; on a first delivery such a header is the producer's.
+pub(super) fn charged(properties: &BasicProperties, from: Writer, redelivered: bool) -> u32 {
+    let written = match from {
+        Writer::Producer => 0,
+        Writer::Worker => {
+            text_of(properties, envelope::ATTEMPTS).and_then(|text| text.parse::<u32>().ok()).unwrap_or(0)
+        }
+    };
+    let since = header(properties, DELIVERY_COUNT).filter(|_| redelivered).and_then(number).unwrap_or(0);
     written.saturating_add(u32::try_from(since).unwrap_or(0))
 }
 
@@ -117,9 +185,10 @@ pub(super) fn again(properties: &BasicProperties, lane: Lane, charged: u32) -> B
 /// expiration, a user who is not us, or further addresses.
 pub(super) fn copied(properties: &BasicProperties, change: impl FnOnce(&mut FieldTable)) -> BasicProperties {
     let obeyed = |name: &ShortString| name.as_str().starts_with("x-") || matches!(name.as_str(), "CC" | "BCC");
+    let ours = |name: &ShortString| matches!(name.as_str(), envelope::ATTEMPTS | envelope::LANE);
     let mut table = FieldTable::default();
     for (name, value) in properties.headers().iter().flat_map(|table| table.inner()) {
-        if !obeyed(name) {
+        if !obeyed(name) && !ours(name) {
             table.insert(name.clone(), value.clone());
         }
     }
@@ -166,4 +235,59 @@ pub(super) fn to_reply(properties: &BasicProperties, body: Vec<u8>) -> Option<Re
         body: Bytes::from(body),
         traceparent: text_of(properties, envelope::TRACEPARENT),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(headers: &[(&str, AMQPValue)]) -> BasicProperties {
+        let mut table = FieldTable::default();
+        put(&mut table, envelope::ID, "r1".into());
+        put(&mut table, envelope::REPLY_TO, "inbox:inbox.x".into());
+        for (name, value) in headers {
+            table.insert((*name).into(), value.clone());
+        }
+        BasicProperties::default().with_headers(table)
+    }
+
+    #[test]
+    fn each_header_is_read_by_its_type_or_refused_by_its_name() {
+        let read = |name: &str, value: AMQPValue| to_envelope(&with(&[(name, value)]), Lane::Normal);
+        let deadline = |value| read(envelope::DEADLINE, value).map(|envelope| envelope.deadline);
+        assert_eq!(deadline(AMQPValue::LongLongInt(1_700_000_000_123)), Ok(Some(1_700_000_000_123)));
+        assert_eq!(deadline(AMQPValue::Timestamp(1_700_000_000)), Ok(Some(1_700_000_000_000)), "it counts seconds");
+        let version = read(envelope::VERSION, AMQPValue::ShortShortUInt(9)).expect("a number");
+        assert_eq!(version.version.as_deref(), Some("9"));
+        let refused = [
+            (envelope::DEADLINE, AMQPValue::Double(1.7e12), "floating-point"),
+            (envelope::DEADLINE, AMQPValue::LongInt(-5), "milliseconds"),
+            (envelope::VERSION, AMQPValue::Float(9.5), "floating-point"),
+            (envelope::TENANT, AMQPValue::Boolean(true), "boolean"),
+            (envelope::SOURCE, AMQPValue::Void, "empty"),
+            (envelope::THEN, AMQPValue::FieldArray(Default::default()), "list"),
+            (envelope::VERSION, AMQPValue::LongString(vec![0xff].into()), "UTF-8"),
+            (envelope::ID, AMQPValue::Double(1.5), "floating-point"),
+        ];
+        for (name, value, reason) in refused {
+            let malformed = read(name, value).expect_err(name);
+            assert!(malformed.reason.contains(&format!("header `{name}`")), "{}", malformed.reason);
+            assert!(malformed.reason.contains(reason), "{}", malformed.reason);
+            assert!(!malformed.reason.contains("missing"), "{}", malformed.reason);
+            assert!(malformed.reply_to.is_some(), "the way back is kept");
+        }
+        assert!(read("their-own", AMQPValue::Double(1.5)).is_ok(), "what is not ours may be anything");
+    }
+
+    #[test]
+    fn attempts_are_believed_only_from_whoever_counts_them() {
+        let count = (DELIVERY_COUNT, AMQPValue::LongLongInt(7));
+        let written = (envelope::ATTEMPTS, AMQPValue::LongString("3".into()));
+        let message = with(&[count, written]);
+        assert_eq!(charged(&message, Writer::Producer, false), 0, "a first delivery: both are a producer's");
+        assert_eq!(charged(&message, Writer::Producer, true), 7);
+        assert_eq!(charged(&message, Writer::Worker, false), 3);
+        assert_eq!(charged(&message, Writer::Worker, true), 10);
+        assert_eq!(charged(&copied(&message, |_| ()), Writer::Worker, true), 0, "it does not go into the next message");
+    }
 }

@@ -15,7 +15,7 @@ use tracing::debug;
 use sluice_core::broker::{BrokerError, Leadership, Result};
 
 use super::connect::Link;
-use super::error::{other, within};
+use super::error::other;
 use super::publish::{Published, stored};
 use super::{headers, names, queue};
 
@@ -47,9 +47,9 @@ async fn wait_for_token(link: &Arc<Link>, office: &str, holder: &str) -> Result<
     arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(i64::from(i32::MAX)));
     let options = QueueDeclareOptions { durable: true, ..Default::default() };
     let what = format!("waiting for `{name}`");
-    let declared = within(&what, channel.queue_declare(name.as_str().into(), options, arguments)).await?;
+    let declared = link.standing.within(&what, channel.queue_declare(name.as_str().into(), options, arguments)).await?;
     queue::ensure_exchanges(link).await?;
-    queue::bind(&channel, names::LEAD, &name, &name).await?;
+    queue::bind(link, &channel, names::LEAD, &name, &name).await?;
     // The first to come puts the token there. Were two to do so at once, the second token would never be looked at: it
     // stands behind the first, which goes back to the head.
     if declared.message_count() == 0 && declared.consumer_count() == 0 {
@@ -59,18 +59,18 @@ async fn wait_for_token(link: &Arc<Link>, office: &str, holder: &str) -> Result<
             return Err(BrokerError::TimedOut("founding an office".into()));
         }
     }
-    within(&what, channel.basic_qos(1, BasicQosOptions::default())).await?;
+    link.standing.within(&what, channel.basic_qos(1, BasicQosOptions::default())).await?;
     let options = BasicConsumeOptions::default();
     let consumer = channel.basic_consume(name.as_str().into(), "".into(), options, FieldTable::default());
-    let mut consumer = within(&what, consumer).await?;
+    let mut consumer = link.standing.within(&what, consumer).await?;
     let token = match consumer.next().await {
         Some(token) => token.map_err(failed)?,
         None => return Err(BrokerError::TimedOut(format!("waiting for `{name}`"))),
     };
-    let term = u64::from(headers::charged(&token.properties)) + 1;
+    let term = u64::from(headers::charged(&token.properties, headers::Writer::Worker, token.redelivered)) + 1;
     // It may have come while this process was stopped: only a fresh round trip says that it is still ours.
     let asked = Instant::now();
-    within(&what, check(&channel, &name)).await?;
+    link.standing.within(&what, check(&channel, &name)).await?;
     Ok(AmqpLeadership::start(channel, consumer, &name, term, asked))
 }
 

@@ -9,8 +9,10 @@ use sluice_core::ModelName;
 use sluice_core::broker::{BrokerError, Limited, QueueLimits, Result};
 
 use super::connect::Link;
+use super::error::told;
 
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Commands promise an answer within 3 s.
+const PATIENCE: Duration = Duration::from_millis(2500);
 
 /// Sets the length of each of a model's lanes by a policy, which can be changed in place.
 pub(super) async fn limit(link: &Link, model: &ModelName, limits: &QueueLimits) -> Result<Limited> {
@@ -34,12 +36,6 @@ pub(super) async fn limit(link: &Link, model: &ModelName, limits: &QueueLimits) 
             }
         }
     }
-}
-
-/// An error and its cause in one line.
-fn told(error: &BrokerError) -> String {
-    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
-    format!("{error}{}", cause.unwrap_or_default())
 }
 
 /// The names of all queues.

@@ -1,7 +1,5 @@
 //! Submitting a request: a mandatory publish whose confirm is awaited.
 
-use std::time::Duration;
-
 use lapin::options::BasicPublishOptions;
 use lapin::{BasicProperties, Channel, Confirmation};
 
@@ -9,11 +7,7 @@ use sluice_core::broker::{BrokerError, Receipt, Result, Submission};
 use sluice_core::clock::unix_ms;
 
 use super::connect::Link;
-use super::error::other;
 use super::{headers, names};
-
-/// What a healthy broker confirms in milliseconds.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What became of a message.
 pub(super) enum Published {
@@ -55,22 +49,31 @@ pub(super) async fn stored(
     properties: BasicProperties,
     what: &str,
 ) -> Result<Published> {
-    link.refuse_while_blocked()?;
+    link.standing.refuse_while_blocked()?;
     let place = format!("{exchange} {key}");
     // First the channel: with a new connection, what was seen on the last one is forgotten.
     let channel = link.publishing().await?;
-    if link.has_seen(&place) {
-        let published = confirmed(link, &channel, exchange, key, body, properties.clone(), what).await?;
-        if !matches!(published, Published::Unroutable) {
-            return Ok(published);
+    let mut came_back = false;
+    let (mut place_of_channel, alone) = loop {
+        if !came_back && link.has_seen(&place) {
+            let published = confirmed(link, &channel, exchange, key, body, properties.clone(), what).await?;
+            if !matches!(published, Published::Unroutable) {
+                return Ok(published);
+            }
+            // It, or another: the one message that is published a second time is made sure of.
+            link.forget(&place);
+            came_back = true;
         }
-        // It, or another: the one message that is published a second time is made sure of.
-        link.forget(&place);
-    }
-    let (mut place_of_channel, channel) = link.one_at_a_time().await?;
-    let published = confirmed(link, &channel, exchange, key, body, properties, what).await?;
+        let (mut place_of_channel, alone) = link.one_at_a_time().await?;
+        if came_back || !link.has_seen(&place) {
+            break (place_of_channel, alone);
+        }
+        // Of many that came at once the first has shown meanwhile that the place is there: the others need not go one by one.
+        *place_of_channel = Some(alone);
+    };
+    let published = confirmed(link, &alone, exchange, key, body, properties, what).await?;
     // Only now: after an error, or a caller who waits no longer, what is still to come on it belongs to nobody.
-    *place_of_channel = Some(channel);
+    *place_of_channel = Some(alone);
     // Whether somebody listens to a signal is another question each time.
     if matches!(published, Published::Stored) && exchange != names::CONTROL {
         link.note_seen(&place);
@@ -90,16 +93,11 @@ async fn confirmed(
     let options = BasicPublishOptions { mandatory: true, ..Default::default() };
     let confirmed =
         async { channel.basic_publish(exchange.into(), key.into(), options, body, properties).await?.await };
-    match tokio::time::timeout(PATIENCE, confirmed).await {
+    match link.standing.within(what, confirmed).await? {
         // An unroutable message is acknowledged too, and comes back inside.
-        Ok(Ok(Confirmation::Ack(None))) => Ok(Published::Stored),
-        Ok(Ok(Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_)))) => Ok(Published::Unroutable),
-        Ok(Ok(Confirmation::Nack(None))) => Ok(Published::Refused),
-        Ok(Ok(Confirmation::NotRequested)) => Err(BrokerError::TimedOut(format!("{what}: no confirm"))),
-        Ok(Err(error)) => Err(other(what, error)),
-        Err(_) => {
-            link.refuse_while_blocked()?;
-            Err(BrokerError::TimedOut(what.to_owned()))
-        }
+        Confirmation::Ack(None) => Ok(Published::Stored),
+        Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_)) => Ok(Published::Unroutable),
+        Confirmation::Nack(None) => Ok(Published::Refused),
+        Confirmation::NotRequested => Err(BrokerError::TimedOut(format!("{what}: no confirm"))),
     }
 }

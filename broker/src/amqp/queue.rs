@@ -11,7 +11,7 @@ use sluice_core::broker::{BrokerError, Limited, QueueLimits, Result};
 use sluice_core::{Lane, ModelName};
 
 use super::connect::Link;
-use super::error::{in_time, is_mismatch, is_not_found, is_starting, other, within};
+use super::error::{is_mismatch, is_not_found, is_starting, other};
 use super::{manage, names, settings};
 
 /// RabbitMQ 4 drops a message that was delivered more often than its queue's limit, 20 if none is set. The worker
@@ -22,6 +22,8 @@ const STARTING: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(250);
 
 pub(super) async fn ensure(link: &Link, model: &ModelName, limits: &QueueLimits) -> Result<Limited> {
+    // Somebody may have removed them since they were seen.
+    EXCHANGES.iter().for_each(|(name, _)| link.forget(name));
     ensure_exchanges(link).await?;
     let settings = settings::current(link).await?;
     for lane in Lane::ALL {
@@ -33,11 +35,19 @@ pub(super) async fn ensure(link: &Link, model: &ModelName, limits: &QueueLimits)
     manage::limit(link, model, limits).await
 }
 
+const EXCHANGES: [(&str, ExchangeKind); 7] = [
+    (names::WORK, ExchangeKind::Direct),
+    (names::RETRY, ExchangeKind::Direct),
+    (names::DEAD, ExchangeKind::Direct),
+    (names::RESULTS, ExchangeKind::Direct),
+    (names::INBOXES, ExchangeKind::Direct),
+    (names::LEAD, ExchangeKind::Direct),
+    (names::CONTROL, ExchangeKind::Topic),
+];
+
 /// The exchanges, for whoever comes first. Looked for before they are made: only making needs the permission to configure.
 pub(super) async fn ensure_exchanges(link: &Link) -> Result<()> {
-    const DIRECT: [&str; 6] = [names::WORK, names::RETRY, names::DEAD, names::RESULTS, names::INBOXES, names::LEAD];
-    let kinds = DIRECT.map(|name| (name, ExchangeKind::Direct));
-    for (name, kind) in kinds.into_iter().chain([(names::CONTROL, ExchangeKind::Topic)]) {
+    for (name, kind) in EXCHANGES {
         ensure_exchange(link, name, kind).await?;
     }
     Ok(())
@@ -52,7 +62,7 @@ pub(super) async fn ensure_exchange(link: &Link, name: &'static str, kind: Excha
         let options = ExchangeDeclareOptions { durable: true, passive, ..Default::default() };
         let what = format!("declaring exchange `{name}`");
         let declared = channel.exchange_declare(name.into(), kind.clone(), options, FieldTable::default());
-        match in_time(&what, declared).await? {
+        match link.standing.in_time(&what, declared).await? {
             Ok(()) => Ok(true),
             Err(error) if passive && is_not_found(&error) => Ok(false),
             Err(error) => Err(other(what, error)),
@@ -73,12 +83,12 @@ pub(super) async fn declare(link: &Link, exchange: &str, queue: &str, arguments:
         let channel = link.channel().await?;
         let options = QueueDeclareOptions { durable: true, ..Default::default() };
         let what = format!("declaring queue `{queue}`");
-        match in_time(&what, channel.queue_declare(queue.into(), options, arguments.clone())).await? {
-            Ok(_) => return bind(&channel, exchange, queue, queue).await,
+        match link.standing.in_time(&what, channel.queue_declare(queue.into(), options, arguments.clone())).await? {
+            Ok(_) => return bind(link, &channel, exchange, queue, queue).await,
             Err(error) if is_starting(&error) && Instant::now() < deadline => tokio::time::sleep(PAUSE).await,
             // It was made under other settings, and its arguments stay: policies change what can be changed.
             Err(error) if is_mismatch(&error) && error.to_string().contains("x-max-age") => {
-                return bind(&link.channel().await?, exchange, queue, queue).await;
+                return bind(link, &link.channel().await?, exchange, queue, queue).await;
             }
             Err(error) if is_mismatch(&error) => {
                 return Err(BrokerError::Unusable(format!(
@@ -90,7 +100,7 @@ pub(super) async fn declare(link: &Link, exchange: &str, queue: &str, arguments:
     }
 }
 
-pub(super) async fn bind(channel: &Channel, exchange: &str, queue: &str, key: &str) -> Result<()> {
+pub(super) async fn bind(link: &Link, channel: &Channel, exchange: &str, queue: &str, key: &str) -> Result<()> {
     let bound = channel.queue_bind(
         queue.into(),
         exchange.into(),
@@ -98,7 +108,7 @@ pub(super) async fn bind(channel: &Channel, exchange: &str, queue: &str, key: &s
         QueueBindOptions::default(),
         FieldTable::default(),
     );
-    within(format!("binding queue `{queue}` to `{exchange}`"), bound).await
+    link.standing.within(format!("binding queue `{queue}` to `{exchange}`"), bound).await
 }
 
 fn quorum(more: &[(&str, AMQPValue)]) -> FieldTable {
@@ -148,7 +158,7 @@ pub(super) async fn remove(link: &Link, model: &ModelName) -> Result<()> {
     for queue in queues {
         // Deleting what is not there is fine.
         let deleted = channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default());
-        within(format!("deleting queue `{queue}`"), deleted).await?;
+        link.standing.within(format!("deleting queue `{queue}`"), deleted).await?;
     }
     Ok(())
 }
@@ -166,7 +176,11 @@ pub(super) async fn waiting(link: &Link, queue: &str) -> Result<Option<u64>> {
     let channel = link.channel().await?;
     let options = QueueDeclareOptions { passive: true, ..Default::default() };
     let what = format!("looking at queue `{queue}`");
-    let counted = match in_time(&what, channel.queue_declare(queue.into(), options, FieldTable::default())).await? {
+    let counted = match link
+        .standing
+        .in_time(&what, channel.queue_declare(queue.into(), options, FieldTable::default()))
+        .await?
+    {
         Ok(found) => Ok(Some(u64::from(found.message_count()))),
         Err(error) if is_not_found(&error) => Ok(None),
         Err(error) => Err(other(what, error)),

@@ -18,9 +18,10 @@ use sluice_core::broker::{BrokerError, Replied, Replies, Reply, Result};
 use sluice_core::{JobId, ReplyTo, RequestId, envelope};
 
 use super::connect::Link;
-use super::error::{other, within};
+use super::error::other;
 use super::publish::{Published, stored as publish};
 use super::{headers, names, queue, settings, stream};
+use crate::Patience;
 
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long a stream of results may be silent before it is read anew from where it was.
@@ -103,10 +104,11 @@ impl Listener {
                 open = loop {
                     match listen(&link, exchange, &key).await {
                         Ok(open) => break open,
-                        Err(error @ BrokerError::Denied(_)) => {
+                        Err(error @ BrokerError::Denied(_)) if link.options.patience != Patience::Wait => {
                             let _ = sender.send(Err(error)).await;
                             return;
                         }
+                        // A service does not end since something was withdrawn for a while.
                         Err(_) => tokio::time::sleep(PAUSE).await,
                     }
                 };
@@ -131,11 +133,12 @@ impl Drop for Listener {
 async fn listen(link: &Link, exchange: &str, key: &str) -> Result<(Channel, Consumer)> {
     let channel = link.channel().await?;
     let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
-    let queue = within("listening", channel.queue_declare("".into(), options, FieldTable::default())).await?;
-    queue::bind(&channel, exchange, queue.name().as_str(), key).await?;
+    let queue =
+        link.standing.within("listening", channel.queue_declare("".into(), options, FieldTable::default())).await?;
+    queue::bind(link, &channel, exchange, queue.name().as_str(), key).await?;
     let options = BasicConsumeOptions { no_ack: true, exclusive: true, ..Default::default() };
     let consumer = channel.basic_consume(queue.name().clone(), "".into(), options, FieldTable::default());
-    Ok((channel.clone(), within("listening", consumer).await?))
+    Ok((channel.clone(), link.standing.within("listening", consumer).await?))
 }
 
 pub(super) struct Inbox {
@@ -185,7 +188,7 @@ pub(super) async fn results(link: &Arc<Link>, job: &JobId) -> Result<Results> {
         loop {
             let mut reader = match stream::Reader::open(&link, &queue, next).await {
                 Ok(reader) => reader,
-                Err(error @ BrokerError::Denied(_)) => {
+                Err(error @ BrokerError::Denied(_)) if link.options.patience != Patience::Wait => {
                     let _ = sender.send(Err(error)).await;
                     return;
                 }

@@ -16,8 +16,20 @@ use super::names;
 use super::publish::{Published, stored};
 use super::reply::Listener;
 
+/// Within this the broker says that it takes no more.
+const WORD: Duration = Duration::from_millis(50);
+
 pub(super) async fn send(link: &Link, topic: &str, payload: Bytes) -> Result<()> {
-    tell(link, names::CONTROL, topic, &payload, BasicProperties::default()).await
+    let properties = BasicProperties::default();
+    if link.standing.is_unsure() {
+        // Whether somebody listens or not is all the same.
+        stored(link, names::CONTROL, topic, &payload, properties, &format!("signalling `{topic}`")).await?;
+        // It takes the first message, and says a little later that it takes no more.
+        tokio::time::sleep(WORD).await;
+        return link.standing.refuse_while_blocked();
+    }
+    link.standing.refuse_while_blocked()?;
+    tell(link, names::CONTROL, topic, &payload, properties).await
 }
 
 async fn tell(link: &Link, exchange: &str, key: &str, payload: &[u8], properties: BasicProperties) -> Result<()> {
@@ -42,9 +54,12 @@ pub(super) async fn ask(link: &Arc<Link>, topic: &str, payload: Bytes, limit: Du
         // Nobody listens.
         Published::Unroutable | Published::Refused => return Ok(None),
     }
-    match tokio::time::timeout(limit, answers.next()).await {
-        Ok(answer) => Ok(Some(answer?.data.into())),
-        Err(_) => Ok(None),
+    tokio::select! {
+        biased;
+        answer = answers.next() => Ok(Some(answer?.data.into())),
+        // It takes the first message, and says only then that it takes no more: whoever should answer cannot.
+        error = link.standing.until_blocked() => Err(error),
+        () = tokio::time::sleep(limit) => Ok(None),
     }
 }
 

@@ -16,10 +16,11 @@ use tokio::sync::RwLock;
 use tracing::warn;
 
 use sluice_core::broker::{BrokerError, Delivery, Result, Settlement};
-use sluice_core::{Envelope, Lane, ModelName};
+use sluice_core::{Lane, ModelName};
 
 use super::connect::Link;
-use super::error::{is_not_found, within};
+use super::error::is_not_found;
+use super::queue::waiting;
 use super::settle::AmqpHold;
 use super::share::{self, SOURCES};
 use super::{headers, names};
@@ -160,6 +161,10 @@ impl Sources {
     /// Makes the channel and the consumers that should be there. Not to be interrupted: what a forgotten consumer receives
     /// would be lost to everyone until its channel ends.
     pub(super) async fn divide(&mut self, credit: usize) -> Result<()> {
+        if !self.channel.as_ref().is_some_and(|channel| channel.status().connected()) {
+            self.lose_channel();
+            look_for_queues(&self.link, &self.model).await?;
+        }
         for (source, share) in self.shares(credit).into_iter().enumerate() {
             let state = &mut self.each[source];
             if state.consumer.is_some() && share::drifted(state.prefetch, state.room(share)) {
@@ -190,7 +195,11 @@ impl Sources {
             received.push(message);
         }
         let tag = consumer.tag();
-        let cancelled = within("changing the credit", channel.basic_cancel(tag, BasicCancelOptions::default())).await;
+        let cancelled = self
+            .link
+            .standing
+            .within("changing the credit", channel.basic_cancel(tag, BasicCancelOptions::default()))
+            .await;
         // What was on its way comes first, then the stream's end.
         while let Ok(Some(Ok(message))) = tokio::time::timeout(LAST, consumer.next()).await {
             received.push(message);
@@ -212,11 +221,11 @@ impl Sources {
         let queue = queue(&self.model, source);
         let what = format!("consuming from `{queue}`");
         let count = u16::try_from(prefetch).unwrap_or(u16::MAX);
-        within(&what, channel.basic_qos(count, BasicQosOptions::default())).await?;
+        self.link.standing.within(&what, channel.basic_qos(count, BasicQosOptions::default())).await?;
         let options = BasicConsumeOptions::default();
         let consumer = channel.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default());
         // That there is no such queue is for the caller to know.
-        let consumer = match within(&what, consumer.map(none_if_not_found)).await? {
+        let consumer = match self.link.standing.within(&what, consumer.map(none_if_not_found)).await? {
             Some(consumer) => consumer,
             None => return Err(BrokerError::UnknownModel(self.model.clone())),
         };
@@ -227,12 +236,12 @@ impl Sources {
     }
 
     fn deliver(&mut self, source: usize, message: Message, unsettled: Unsettled) -> Delivery {
-        let Message { properties, data, acker, .. } = message;
+        let Message { properties, data, acker, redelivered, .. } = message;
         let lane = Lane::ALL.get(source).copied().unwrap_or_else(|| headers::lane(&properties));
-        let pairs = headers::pairs(&properties);
-        let envelope = Envelope::read(lane, pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+        let envelope = headers::to_envelope(&properties, lane);
         let body = Bytes::from(data);
-        let charged = headers::charged(&properties);
+        let from = if source < Lane::ALL.len() { headers::Writer::Producer } else { headers::Writer::Worker };
+        let charged = headers::charged(&properties, from, redelivered);
         Delivery {
             envelope,
             lane,
@@ -252,6 +261,23 @@ impl Sources {
                 charged,
             }),
         }
+    }
+}
+
+/// Looks whether all queues are there, before anything is received from one of them: asking for one that is not closes the
+/// channel, and what had come by it would be charged an attempt, again and again.
+async fn look_for_queues(link: &Link, model: &ModelName) -> Result<()> {
+    let mut missing = Vec::new();
+    for source in 0..SOURCES {
+        let name = queue(model, source);
+        if waiting(link, &name).await?.is_none() {
+            missing.push(format!("`{name}`"));
+        }
+    }
+    match missing.len() {
+        0 => Ok(()),
+        SOURCES => Err(BrokerError::UnknownModel(model.clone())),
+        _ => Err(BrokerError::Incomplete(model.clone(), format!("there is no queue {}", missing.join(", ")))),
     }
 }
 

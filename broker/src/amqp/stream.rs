@@ -11,7 +11,6 @@ use lapin::{Channel, Consumer};
 use sluice_core::broker::{BrokerError, Result};
 
 use super::connect::Link;
-use super::error::within;
 use super::queue;
 
 /// Messages on their way at once.
@@ -46,11 +45,12 @@ impl Reader {
     async fn at(link: &Link, queue: &str, place: AMQPValue) -> Result<Self> {
         let what = format!("reading stream `{queue}`");
         let channel = link.channel().await?;
-        within(&what, channel.basic_qos(PREFETCH, BasicQosOptions::default())).await?;
+        link.standing.within(&what, channel.basic_qos(PREFETCH, BasicQosOptions::default())).await?;
         let mut arguments = FieldTable::default();
         arguments.insert("x-stream-offset".into(), place);
         let options = BasicConsumeOptions::default();
-        let consumer = within(&what, channel.basic_consume(queue.into(), "".into(), options, arguments)).await?;
+        let consumer =
+            link.standing.within(&what, channel.basic_consume(queue.into(), "".into(), options, arguments)).await?;
         Ok(Self { consumer, _channel: channel })
     }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use async_nats::connection::State;
 use async_nats::{Client, Message};
 use async_trait::async_trait;
 use futures_util::FutureExt;
@@ -16,10 +17,11 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, Interval};
 use tracing::{debug, trace, warn};
 
-use sluice_core::broker::{Consumer, Delivery, Result, Settlement};
+use sluice_core::broker::{BrokerError, Consumer, Delivery, Result, Settlement};
 use sluice_core::{Envelope, Lane, ModelName};
 
-use super::error::other;
+use super::deaf::{Deaf, Why};
+use super::error::{Denials, other};
 use super::inbox::{self, Inbox, Mode};
 use super::pull::{self, LaneState};
 use super::settle::{Ack, NatsHold, Settling};
@@ -77,6 +79,8 @@ pub(super) struct NatsConsumer {
     look: Interval,
     /// Why the orders can no longer be counted; they are then made anew.
     broken: Option<String>,
+    deaf: Deaf,
+    denials: Arc<Denials>,
 }
 
 struct Arrived {
@@ -108,6 +112,8 @@ pub(super) async fn open(nats: &Nats, model: &ModelName, credit: usize) -> Resul
         ordered: [Instant::now(); 3],
         look: tokio::time::interval(Duration::from_secs(1)),
         broken: None,
+        deaf: Deaf::default(),
+        denials: Arc::clone(&nats.denials),
     })
 }
 
@@ -122,6 +128,11 @@ impl Consumer for NatsConsumer {
             if let Some(delivery) = self.hand_out().await? {
                 return Ok(delivery);
             }
+            let now = Instant::now();
+            if let Some((lane, why)) = self.deaf.news(now) {
+                return Err(self.cannot_receive(lane, why));
+            }
+            let next_try = self.deaf.next_try(now);
             if self.broken.is_some() {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 self.start_over().await?;
@@ -141,8 +152,17 @@ impl Consumer for NatsConsumer {
                     }
                 }
                 _ = self.look.tick() => self.look_for_lost_orders(),
+                () = sleep_until(next_try) => {}
             }
         }
+    }
+
+    fn trouble(&self) -> Option<String> {
+        if self.client.connection_state() != State::Connected {
+            return Some("the connection to the broker is lost".into());
+        }
+        let (lane, why) = self.deaf.longest(Instant::now())?;
+        Some(self.cannot_receive(lane, why).to_string())
     }
 
     fn ready(&mut self) -> Option<Delivery> {
@@ -206,6 +226,8 @@ impl NatsConsumer {
                     self.outbox.push((lane, order.standing, Mode::Standing));
                 }
             }
+            let now = Instant::now();
+            self.outbox.retain(|(lane, ..)| self.deaf.may_ask(*lane, now));
         }
         if self.outbox.is_empty() && !pull::waits_for_settlements(self.credit, &self.lanes) {
             self.unsettled.awaited.store(false, Ordering::SeqCst);
@@ -232,8 +254,22 @@ impl NatsConsumer {
     fn look_for_lost_orders(&mut self) {
         let lost =
             |lane: &Lane| self.lanes[lane.index()].asked() > 0 && self.ordered[lane.index()].elapsed() > ORDER_LOST;
-        if let Some(lane) = Lane::ALL.iter().find(|lane| lost(lane)) {
+        let lost: Vec<Lane> = Lane::ALL.into_iter().filter(lost).collect();
+        for lane in lost {
+            self.deaf.lost(lane, Why::Silent, Instant::now());
             self.broken = Some(format!("orders of lane `{lane}` were lost"));
+        }
+    }
+
+    /// In the words of the seam.
+    fn cannot_receive(&self, lane: Lane, why: Why) -> BrokerError {
+        let consumer = format!("consumer `{lane}` of stream `{}`", self.stream);
+        match why {
+            Why::Gone => BrokerError::Incomplete(self.model.clone(), format!("there is no {consumer}")),
+            Why::Silent => {
+                let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{lane}", self.stream);
+                self.denials.explain(&subject, BrokerError::TimedOut(format!("taking requests from {consumer}")))
+            }
         }
     }
 
@@ -270,6 +306,7 @@ impl NatsConsumer {
             Ok(lane) => {
                 let asked = self.asked(mode, lane);
                 *asked = asked.saturating_sub(1);
+                self.deaf.heard(lane);
                 return;
             }
             Err(message) => message,
@@ -281,7 +318,15 @@ impl NatsConsumer {
             .as_ref()
             .and_then(|headers| headers::get(headers, "Nats-Pending-Messages"))
             .and_then(|text| text.parse::<usize>().ok());
+        if status == 404 || status == 408 {
+            self.deaf.heard(lane);
+        }
+        let description = message.description.unwrap_or_default();
         match (status, mode, unfilled) {
+            // Nobody takes orders, or no longer: all that this lane had on order is void.
+            // Without a status it is a refusal by the server itself.
+            (0 | 503, ..) => self.lose_consumer(lane),
+            (409, ..) if description.contains("Deleted") => self.lose_consumer(lane),
             // An order from the backlog ends with its last request, or with the word that there is no more.
             (404 | 408, Mode::Backlog, _) => {
                 self.lanes[lane.index()].backlog = 0;
@@ -292,10 +337,15 @@ impl NatsConsumer {
                 *standing = standing.saturating_sub(unfilled);
             }
             _ => {
-                let reason = message.description.unwrap_or_default();
-                self.broken = Some(format!("an order ended with status {status}: {reason}"));
+                self.broken = Some(format!("an order ended with status {status}: {description}"));
             }
         }
+    }
+
+    fn lose_consumer(&mut self, lane: Lane) {
+        let state = &mut self.lanes[lane.index()];
+        (state.standing, state.backlog) = (0, 0);
+        self.deaf.lost(lane, Why::Gone, Instant::now());
     }
 
     /// Chooses whose turn it is, unless one was chosen and not handed out yet.
@@ -353,5 +403,12 @@ impl NatsConsumer {
             lane.backlog = 0;
         }
         Ok(())
+    }
+}
+
+async fn sleep_until(when: Option<Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when).await,
+        None => std::future::pending().await,
     }
 }

@@ -183,3 +183,58 @@ pub async fn stopping_gives_back_what_was_on_its_way(rig: &mut dyn Rig) -> Resul
     }
     Ok(())
 }
+
+pub async fn a_consumer_that_lost_its_queue_says_so_and_goes_on_once_it_is_made_again(rig: &mut dyn Rig) -> Result<()> {
+    let broker = with_queue(rig).await?;
+    let mut consumer = broker.consume(&model(), 8).await?;
+    nothing(&mut consumer).await?;
+    assert_eq!(consumer.trouble(), None);
+    for whole in [false, true] {
+        match whole {
+            false => rig.lose_lane(&model(), Lane::Low).await?,
+            true => broker.remove_queue(&model()).await?,
+        }
+        let error = rig::lost(&mut consumer).await?;
+        assert!(error.is_of_a_lost_queue(), "{error:?}");
+        let trouble = consumer.trouble().context("the consumer says what is wrong as long as it lasts")?;
+        assert!(trouble.contains("digits"), "{trouble}");
+        let _ = with_queue(rig).await?;
+        let name = format!("after-{whole}");
+        rig::submit(&broker, request_in(Lane::Low, &name)).await?;
+        let delivery = rig::next_after_repair(&mut consumer).await?;
+        assert_eq!((id(&delivery), delivery.charged), (name, 0));
+        delivery.hold.settle(Settlement::Done).await?;
+        let deadline = tokio::time::Instant::now() + SOON;
+        while let Some(trouble) = consumer.trouble() {
+            assert!(tokio::time::Instant::now() < deadline, "{trouble}");
+            let _ = tokio::time::timeout(Duration::from_millis(200), consumer.next()).await;
+        }
+    }
+    Ok(())
+}
+
+/// A lane that is lost for a while must not cost the requests of the others their attempts.
+pub async fn what_is_received_beside_a_lost_lane_is_not_charged(rig: &mut dyn Rig) -> Result<()> {
+    let broker = with_queue(rig).await?;
+    rig.lose_lane(&model(), Lane::Low).await?;
+    fill(&broker, Lane::High, 3).await?;
+    if let Ok(mut consumer) = broker.consume(&model(), 8).await {
+        // Where the others are served meanwhile.
+        let until = tokio::time::Instant::now() + Duration::from_secs(2);
+        while let Ok(delivery) = tokio::time::timeout_at(until, consumer.next()).await {
+            if let Ok(delivery) = delivery {
+                assert_eq!(delivery.charged, 0);
+                delivery.hold.settle(Settlement::GiveBack).await?;
+            }
+        }
+        consumer.stop().await;
+    }
+    let _ = with_queue(rig).await?;
+    let mut consumer = broker.consume(&model(), 8).await?;
+    for _ in 0..3 {
+        let delivery = next(&mut consumer).await?;
+        assert_eq!(delivery.charged, 0, "`{}` was charged", id(&delivery));
+        delivery.hold.settle(Settlement::Done).await?;
+    }
+    Ok(())
+}

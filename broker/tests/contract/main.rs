@@ -52,7 +52,8 @@ contract! {
         a_request_whose_deadline_has_passed_is_refused,
         an_unknown_model_costs_only_those_who_ask_for_it,
         limits_change_in_place,
-        headers_that_cannot_be_served_are_told_apart;
+        headers_that_cannot_be_served_are_told_apart,
+        what_only_a_worker_or_the_broker_may_say_is_not_taken_from_a_producer;
     start consuming:
         the_credit_is_never_exceeded,
         two_hosts_share_a_backlog,
@@ -61,7 +62,9 @@ contract! {
         raising_the_credit_asks_for_more,
         whoever_waits_is_told_of_each_settled_request,
         lowering_the_credit_leaves_no_lane_deaf,
-        stopping_gives_back_what_was_on_its_way;
+        stopping_gives_back_what_was_on_its_way,
+        a_consumer_that_lost_its_queue_says_so_and_goes_on_once_it_is_made_again,
+        what_is_received_beside_a_lost_lane_is_not_charged;
     start settling:
         done_removes,
         a_request_is_redelivered_when_its_consumer_dies,
@@ -93,6 +96,8 @@ contract! {
         a_request_is_stored_before_its_receipt;
     alone answering:
         a_result_is_written_once_and_survives_a_restart;
+    start recovering:
+        a_broker_that_is_emptied_is_noticed_and_served_again;
     alone recovering:
         both_ends_go_on_after_the_broker_restarts,
         a_service_may_start_before_its_broker,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use bytes::Bytes;
 use sluice_broker::{Options, connect};
+use sluice_core::Lane;
 use sluice_core::broker::{Broker, BrokerError, Limited, QueueLimits, Settlement, Submission};
 use xtask::rabbitmq::RabbitServer;
 
@@ -86,6 +87,21 @@ async fn a_channel_that_the_server_closes_costs_only_what_closed_it() -> Result<
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn many_that_are_submitted_at_once_to_a_new_place_do_not_go_one_by_one() -> Result<()> {
+    let rig = rig::AmqpRig::start()?;
+    let broker = rig::with_queue(&rig).await?;
+    let mut took = Vec::new();
+    for lane in [Lane::Normal, Lane::Normal] {
+        let began = std::time::Instant::now();
+        rig::fill(&broker, lane, 2000).await?;
+        took.push(began.elapsed());
+    }
+    // The second time the place is known.
+    assert!(took[0] < 3 * took[1] + Duration::from_millis(500), "{took:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_takes_nothing_says_so_and_takes_again_later() -> Result<()> {
     let alone = Alone::start()?;
     let broker = alone.with_queue().await?;
@@ -103,6 +119,27 @@ async fn a_broker_that_takes_nothing_says_so_and_takes_again_later() -> Result<(
         }
     };
     assert!(error.is_transient() && error.to_string().contains("memory"), "{error}");
+    // Whatever a command does is told why it cannot, at once: over a connection of its own, or one that is blocked already.
+    for way in ["asking", "signalling", "submitting", "reading results", "an inbox", "closing"] {
+        let fresh = connect(&alone.options()).await?;
+        let began = std::time::Instant::now();
+        let told = match way {
+            "asking" => fresh.ask("describe", Bytes::new(), Duration::from_millis(1500)).await.map(drop),
+            "signalling" => fresh.signal("report-now", Bytes::new()).await,
+            "submitting" => {
+                // It takes the first, and says only then that it takes no more.
+                let _ = fresh.submit(request("first")).await;
+                fresh.submit(request("second")).await.map(drop)
+            }
+            "reading results" => broker.results(&"job".parse()?).await.map(drop),
+            "an inbox" => broker.inbox().await.map(drop),
+            _ => broker.close().await,
+        };
+        assert!(matches!(told, Err(BrokerError::Blocked(_))), "{way}: {told:?}");
+        assert!(began.elapsed() < Duration::from_secs(4), "{way} took {:?}", began.elapsed());
+    }
+    let broker = connect(&alone.options()).await?;
+    assert_eq!(broker.depth(&model()).await?.len(), 3, "what publishes nothing goes on");
     alone.server.control(&["set_vm_memory_high_watermark", "0.9"])?;
     rig::submit(&broker, request("later")).await?;
     Ok(())

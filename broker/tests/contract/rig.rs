@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use bytes::Bytes;
 use sluice_broker::{Options, Patience, connect};
-use sluice_core::broker::{Broker, Consumer, Delivery, Limited, QueueLimits, Receipt, Submission};
+use sluice_core::broker::{Broker, BrokerError, Consumer, Delivery, Limited, QueueLimits, Receipt, Submission};
 use sluice_core::{Envelope, Lane, ModelName, ReplyTo};
 use xtask::broker::{Kind, Server};
 
@@ -34,6 +34,10 @@ pub trait Rig: Send {
     fn kill(&mut self) -> Result<()>;
     /// Starts it again on the same port and store.
     fn restart(&mut self) -> Result<()>;
+    /// Takes it away with all that it stores.
+    fn wipe(&mut self) -> Result<()>;
+    /// After [`Rig::wipe`]: it is there again, and empty.
+    fn come_back_empty(&mut self) -> Result<()>;
     /// Makes it impossible to store dead letters.
     async fn lose_dead_letters(&self) -> Result<()>;
     /// Makes it impossible to read a lane's depth.
@@ -79,6 +83,14 @@ impl Rig for NatsRig {
 
     fn restart(&mut self) -> Result<()> {
         self.server.restart()
+    }
+
+    fn wipe(&mut self) -> Result<()> {
+        self.server.wipe()
+    }
+
+    fn come_back_empty(&mut self) -> Result<()> {
+        self.server.come_back_empty()
     }
 
     fn largest_body(&self) -> usize {
@@ -160,6 +172,14 @@ impl Rig for AmqpRig {
         self.server.restart()
     }
 
+    fn wipe(&mut self) -> Result<()> {
+        self.server.wipe()
+    }
+
+    fn come_back_empty(&mut self) -> Result<()> {
+        self.server.come_back_empty()
+    }
+
     fn largest_body(&self) -> usize {
         8 * 1024 * 1024
     }
@@ -190,6 +210,10 @@ impl Rig for AmqpRig {
         for (name, value) in headers {
             match *name {
                 "content-type" => properties = properties.with_content_type((*value).into()),
+                // As the broker writes it.
+                "x-delivery-count" => {
+                    table.insert((*name).into(), AMQPValue::LongLongInt(value.parse()?));
+                }
                 name => drop(table.insert(name.into(), AMQPValue::LongString((*value).into()))),
             }
         }
@@ -297,4 +321,29 @@ pub async fn wait_for_counts(broker: &Arc<dyn Broker>, mut expected: (u64, u64))
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// Waits until a consumer says that nothing can be received, whatever comes before that.
+pub async fn lost(consumer: &mut Box<dyn Consumer>) -> Result<BrokerError> {
+    let failing = async {
+        loop {
+            if let Err(error) = consumer.next().await {
+                return error;
+            }
+        }
+    };
+    tokio::time::timeout(SOON, failing).await.context("the consumer waits as if nothing had happened")
+}
+
+/// The next delivery of a consumer that may still find that something is missing.
+pub async fn next_after_repair(consumer: &mut Box<dyn Consumer>) -> Result<Delivery> {
+    let receiving = async {
+        loop {
+            match consumer.next().await {
+                Ok(delivery) => return delivery,
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    };
+    tokio::time::timeout(SOON, receiving).await.context("nothing is received although all is there again")
 }

@@ -1,12 +1,13 @@
 //! What a producer is promised.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
-use sluice_core::ReplyTo;
 use sluice_core::broker::{Broker, BrokerError, Limited, QueueLimits, Receipt, Reply, Settlement, Submission};
 use sluice_core::codec::ContentType;
+use sluice_core::{Lane, ReplyTo};
 
 use crate::rig::{self, Rig, counts, id, model, next, request, wait_for_counts, with_limits, with_queue};
 
@@ -157,4 +158,25 @@ pub async fn an_unknown_model_costs_only_those_who_ask_for_it(rig: &mut dyn Rig)
         }
     }
     rig::wait_for_counts(&broker, (320, 0)).await
+}
+
+pub async fn what_only_a_worker_or_the_broker_may_say_is_not_taken_from_a_producer(rig: &mut dyn Rig) -> Result<()> {
+    let broker = with_queue(rig).await?;
+    // Copied from a dead letter, or from another queue.
+    let copied = [
+        ("ce-id", "r1"),
+        ("sluice-reply-to", "inbox:_INBOX.nobody"),
+        ("sluice-attempts", "3"),
+        ("x-delivery-count", "7"),
+        ("sluice-lane", "low"),
+    ];
+    rig.submit_raw(&model(), &copied, b"body").await?;
+    let mut consumer = broker.consume(&model(), 8).await?;
+    let delivery = next(&mut consumer).await?;
+    assert_eq!((id(&delivery).as_str(), delivery.charged, delivery.lane), ("r1", 0, Lane::Normal));
+    delivery.hold.settle(Settlement::Retry(Duration::ZERO)).await?;
+    let again = next(&mut consumer).await?;
+    assert_eq!((id(&again).as_str(), again.charged, again.lane), ("r1", 1, Lane::Normal));
+    again.hold.settle(Settlement::Done).await?;
+    Ok(())
 }

@@ -20,6 +20,9 @@ pub enum BrokerError {
     /// There is no queue for this model.
     #[error("there is no model `{0}`: no queue of that name exists on this broker")]
     UnknownModel(ModelName),
+    /// A part of the model's queue is gone, so that not all requests can be received: making the queue again mends it.
+    #[error("the queue of model `{0}` is not whole: {1}")]
+    Incomplete(ModelName, String),
     /// The message is larger than the queue or the broker takes.
     #[error("a message of {size} bytes is too large: {limit}")]
     TooLarge {
@@ -55,6 +58,11 @@ pub enum BrokerError {
 }
 
 impl BrokerError {
+    /// Whether making the model's queue again mends it.
+    pub fn is_of_a_lost_queue(&self) -> bool {
+        matches!(self, BrokerError::UnknownModel(_) | BrokerError::Incomplete(..))
+    }
+
     /// Whether the same call may succeed later without anybody changing anything.
     pub fn is_transient(&self) -> bool {
         match self {
@@ -64,6 +72,7 @@ impl BrokerError {
             | BrokerError::TimedOut(_)
             | BrokerError::Other { .. } => true,
             BrokerError::UnknownModel(_)
+            | BrokerError::Incomplete(..)
             | BrokerError::TooLarge { .. }
             | BrokerError::Expired(_)
             | BrokerError::Denied(_)

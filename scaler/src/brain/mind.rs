@@ -142,6 +142,10 @@ impl Mind {
                 (Reading::Unknown(reason), 0.0)
             }
         };
+        if measured.deaf > 0 && self.trouble.is_none() {
+            self.trouble =
+                Some(format!("{} of its hosts receive no requests: `sluice slots {model}` tells why", measured.deaf));
+        }
         let holds = entry.manifest.scaling.paused || matches!(lag, Reading::Unknown(_));
         let demand = Demand {
             scaling: entry.manifest.scaling.clone(),

@@ -13,7 +13,7 @@ use proptest::test_runner::TestRunner;
 use sluice_core::broker::{Broker, BrokerError, Limited, QueueLimits, Replies, Submission};
 use sluice_core::codec::ContentType;
 use sluice_core::{Envelope, ErrorCode, ReplyTo, RequestId};
-use sluice_e2e::stack::{SOON, envelope, floats, next, rows, submit};
+use sluice_e2e::stack::{SOON, Worker, envelope, floats, next, rows, submit};
 use sluice_e2e::{Stack, fixture};
 use xtask::broker::Kind;
 
@@ -345,4 +345,58 @@ async fn take(inbox: &mut Box<dyn Replies>, open: &mut BTreeSet<String>) -> Resu
         assert!(text.starts_with("INVALID_ARGUMENT") || text.starts_with("MODEL_FAILED"), "{text}");
     }
     Ok(())
+}
+
+pub async fn a_lost_queue_is_made_again_and_the_worker_says_so(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
+    let package = steady(stack.folder(), "")?;
+    let worker = stack.worker(&[(&package, 1)], "")?;
+    let broker = stack.connect().await?;
+    assert_eq!(worker.metric("sluice_lost_queues_total", &[])?, 0.0);
+    broker.remove_queue(&"m".parse()?).await?;
+    answered_again(&worker, &broker, "a").await?;
+    let lost = worker.metric("sluice_lost_queues_total", &[])?;
+    assert!(lost >= 1.0, "it is counted");
+    // The whole broker with all that it stored: nothing to mend until it is back.
+    stack.server.wipe()?;
+    let text = until_ready_is(&worker, 503).await?;
+    assert!(text.contains("model `m` receives no requests"), "{text}");
+    stack.server.come_back_empty()?;
+    answered_again(&worker, &broker, "b").await?;
+    assert!(worker.metric("sluice_lost_queues_total", &[])? > lost);
+    let log = worker.process.log();
+    assert!(log.contains("receives no requests") && log.contains("receives requests again"), "{log}");
+    Ok(())
+}
+
+async fn until_ready_is(worker: &Worker, wanted: u16) -> Result<String> {
+    let deadline = tokio::time::Instant::now() + SOON;
+    loop {
+        let (status, text) = worker.admin("/ready")?;
+        if status == wanted {
+            return Ok(text);
+        }
+        anyhow::ensure!(tokio::time::Instant::now() < deadline, "{status}: {text}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// A request that is submitted as soon as there is a queue is answered, and the worker is ready.
+async fn answered_again(worker: &Worker, broker: &Arc<dyn Broker>, id: &str) -> Result<()> {
+    let mut inbox = broker.inbox().await;
+    let deadline = tokio::time::Instant::now() + SOON;
+    while let Err(error) = &inbox {
+        anyhow::ensure!(tokio::time::Instant::now() < deadline, "{error}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        inbox = broker.inbox().await;
+    }
+    let mut inbox = inbox?;
+    let submission = Submission::new("m".parse()?, envelope(id, &*inbox), rows(&[[1.0, 0.0, 0.0, 0.0]]));
+    while let Err(error) = broker.submit(submission.clone()).await {
+        anyhow::ensure!(tokio::time::Instant::now() < deadline, "{error}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let reply = next(&mut inbox).await?;
+    assert_eq!(floats(&reply), Ok(vec![2.0, 0.0, 0.0, 0.0]));
+    until_ready_is(worker, 200).await.map(drop)
 }
