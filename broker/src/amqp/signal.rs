@@ -52,7 +52,10 @@ pub(super) async fn ask(link: &Arc<Link>, topic: &str, payload: Bytes, limit: Du
     match stored(link, names::CONTROL, topic, &payload, properties, &format!("asking `{topic}`")).await? {
         Published::Stored => {}
         // Nobody listens.
-        Published::Unroutable | Published::Refused => return Ok(None),
+        Published::Unroutable | Published::Refused => {
+            tokio::time::sleep(WORD).await;
+            return link.standing.refuse_while_blocked().map(|()| None);
+        }
     }
     tokio::select! {
         biased;
