@@ -13,7 +13,7 @@ use sluice_core::ModelName;
 use sluice_core::broker::{BrokerError, Consumer, Delivery, Result};
 
 use super::connect::Link;
-use super::error::told;
+use super::error::{may_pass, told};
 use super::sources::Sources;
 
 /// The pause before a lost channel is made anew.
@@ -54,7 +54,7 @@ pub(super) async fn open(link: &Arc<Link>, model: &ModelName, credit: usize) -> 
                     trouble: Trouble::default(),
                 });
             }
-            Err(error) if !error.is_transient() || Instant::now() > deadline => return Err(error),
+            Err(error) if !may_pass(&error) || Instant::now() > deadline => return Err(error),
             Err(error) => debug!(%model, %error, "cannot consume yet; trying again"),
         }
         sources.lose_channel();

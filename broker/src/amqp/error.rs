@@ -23,6 +23,12 @@ pub(super) fn told(error: &BrokerError) -> String {
     format!("{error}{}", cause.unwrap_or_default())
 }
 
+/// Whether it is worth a wait of some seconds: a broker that has just started does not serve everything yet, and one that takes
+/// no messages will not within that time.
+pub(super) fn may_pass(error: &BrokerError) -> bool {
+    error.is_transient() && !matches!(error, BrokerError::Blocked(_))
+}
+
 /// Whether these credentials may not do this, or not be there at all.
 pub(super) fn is_denial(error: &lapin::Error) -> bool {
     let ErrorKind::ProtocolError(refusal) = error.kind() else { return false };

@@ -10,6 +10,7 @@ use sluice_core::broker::{BrokerError, Result};
 use sluice_core::settings::{Apply, Settings};
 
 use super::connect::Link;
+use super::error::may_pass;
 use super::publish::{Published, stored as publish};
 use super::stream::Reader;
 use super::{headers, manage, names, queue};
@@ -122,7 +123,7 @@ async fn stored(link: &Link) -> Result<Option<Settings>> {
                 }
                 return Ok(newest);
             }
-            Err(error) if !error.is_transient() || Instant::now() > deadline => return Err(error),
+            Err(error) if !may_pass(&error) || Instant::now() > deadline => return Err(error),
             Err(_) => tokio::time::sleep(PAUSE).await,
         }
     }

@@ -11,6 +11,7 @@ use lapin::{Channel, Consumer};
 use sluice_core::broker::{BrokerError, Result};
 
 use super::connect::Link;
+use super::error::may_pass;
 use super::queue;
 
 /// Messages on their way at once.
@@ -82,7 +83,7 @@ pub(super) async fn scan(link: &Link, queue: &str, mut take: impl FnMut(Entry) -
         match open().await {
             Ok(Some(opened)) => break opened,
             Ok(None) => return Ok(()),
-            Err(error) if !error.is_transient() || Instant::now() > deadline => return Err(error),
+            Err(error) if !may_pass(&error) || Instant::now() > deadline => return Err(error),
             Err(_) => tokio::time::sleep(END).await,
         }
     };
