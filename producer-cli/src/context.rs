@@ -66,7 +66,7 @@ pub fn show(global: &Global, options: &Context) -> Result<ExitCode> {
     let (broker, registry) = (global.options(), global.registry(options.registry.as_deref()));
     let file = global.configured.file.as_deref();
     if options.json {
-        let shown = json!({ "config": file, "broker": broker.shown_url(), "registry": registry.url });
+        let shown = json!({ "config": file, "broker": broker.shown_url(), "registry": registry.shown_url() });
         println!("{shown}");
         return Ok(ExitCode::SUCCESS);
     }
@@ -84,8 +84,8 @@ pub fn show(global: &Global, options: &Context) -> Result<ExitCode> {
     let source = from(global.broker.is_some(), "--broker or SLUICE_BROKER", configured);
     println!("broker         {} ({source})", common::plain(&broker.shown_url()));
     let source = from(options.registry.is_some(), "--registry or SLUICE_REGISTRY", !registry.url.is_empty());
-    let url = if registry.url.is_empty() { "the broker's own store" } else { &registry.url };
-    println!("registry       {} ({source})", common::plain(url));
+    let url = if registry.url.is_empty() { "the broker's own store".into() } else { registry.shown_url() };
+    println!("registry       {} ({source})", common::plain(&url));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -32,7 +32,20 @@ impl Location {
     pub fn fault(&self) -> Option<String> {
         let scheme = self.url.trim().split_once("://").map_or("", |(scheme, _)| scheme);
         let known = SCHEMES.contains(&scheme) || self.url.trim().is_empty();
-        (!known).then(|| format!("`registry.url`: {}", unknown(self.url.trim())))
+        (!known).then(|| format!("`registry.url`: {}", unknown(&self.shown_url())))
+    }
+
+    /// The URL for people, logs and errors: passwords and tokens are left out.
+    pub fn shown_url(&self) -> String {
+        let url = self.url.trim();
+        match url.split_once("://").map(|(scheme, _)| scheme) {
+            Some("nats" | "tls") => Options::new(url, "").shown_url(),
+            // Of a name that is no URL nobody knows which part is a password.
+            None if url.contains('@') => "(not a URL)".into(),
+            // A folder may have any name. As it is written: people compare it with what they wrote.
+            Some(scheme) if scheme != "file" && url.contains('@') => Options::new(url, "").shown_url(),
+            _ => url.to_owned(),
+        }
     }
 }
 
@@ -56,8 +69,38 @@ pub async fn open(location: &Location, broker: &Options) -> Result<Registry> {
     let store: Arc<dyn Store> = match url.split_once("://").map_or("", |(scheme, _)| scheme) {
         "" if url.is_empty() => on_broker(broker.clone()).await?,
         "nats" | "tls" => on_broker(Options { url: url.to_owned(), ..broker.clone() }).await?,
-        "file" | "s3" | "gs" | "az" => Arc::new(Objects::open(url, &location.options)?),
-        _ => return Err(RegistryError::Unusable(unknown(url))),
+        "file" | "s3" | "gs" | "az" => Arc::new(Objects::open(location)?),
+        _ => return Err(RegistryError::Unusable(unknown(&location.shown_url()))),
     };
     Ok(Registry::new(store))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn no_password_of_a_url_is_shown() {
+        let shown = |url: &str| Location::new(url).shown_url();
+        for (url, text) in [
+            (
+                "nats://manager:hunter2@a:4222,nats://manager:hunter2@b",
+                "nats://manager:***@a:4222,nats://manager:***@b",
+            ),
+            ("tls://hunter2@a", "tls://***@a"),
+            ("s3://key:hunter2@bucket/folder", "s3://key:***@bucket/folder"),
+            ("user:hunter2@host", "(not a URL)"),
+            ("file:///srv/a@b, c", "file:///srv/a@b, c"),
+            ("s3://models/sluice/", "s3://models/sluice/"),
+            ("", ""),
+        ] {
+            assert_eq!(shown(url), text, "{url}");
+        }
+        for url in ["http://user:hunter2@host/models", "user:hunter2@host", "s3://key:hunter2@bucket:x/folder"] {
+            let location = Location::new(url);
+            let error = open(&location, &Options::default()).await.err().expect("it cannot be opened");
+            let told = format!("{error} {error:?} {:?}", location.fault());
+            assert!(told.contains("registry") && !told.contains("hunter2"), "{told}");
+        }
+    }
 }

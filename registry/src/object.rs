@@ -1,7 +1,6 @@
 //! The storage seam on a folder, S3, Google Cloud Storage and Azure, by the `object_store` crate. Records and blobs are objects of
 //! one bucket.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,6 +15,8 @@ use sluice_core::store::{Moved, Result, Store, StoreError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use url::Url;
 
+use crate::Location;
+
 /// Multipart uploads to S3 have at most 10,000 parts of at least 5 MiB: this takes files up to 156 GiB.
 const PART: usize = 16 * 1024 * 1024;
 /// Parts under way at once.
@@ -24,14 +25,17 @@ const PARTS: usize = 4;
 /// A folder or a bucket.
 pub(crate) struct Objects {
     store: Arc<dyn ObjectStore>,
+    /// For people.
     url: String,
 }
 
 impl Objects {
-    /// Opens what the URL names. A folder is made if it is not there. `settings` go over the environment.
-    pub(crate) fn open(url: &str, settings: &BTreeMap<String, String>) -> Result<Self> {
-        let unusable = |reason: String| StoreError::Unusable(format!("registry URL `{url}` cannot be used: {reason}"));
-        let parsed = Url::parse(url).map_err(|error| unusable(error.to_string()))?;
+    /// Opens what the URL names. A folder is made if it is not there. The location's options go over the environment.
+    pub(crate) fn open(location: &Location) -> Result<Self> {
+        let shown = location.shown_url();
+        let unusable =
+            |reason: String| StoreError::Unusable(format!("registry URL `{shown}` cannot be used: {reason}"));
+        let parsed = Url::parse(location.url.trim()).map_err(|error| unusable(error.to_string()))?;
         let store: Arc<dyn ObjectStore> = if parsed.scheme() == "file" {
             let folder = parsed.to_file_path().map_err(|()| unusable("it names no absolute path".into()))?;
             std::fs::create_dir_all(&folder)
@@ -45,12 +49,12 @@ impl Objects {
                 let ours = ["aws_", "google_", "azure_"].iter().any(|prefix| name.starts_with(prefix));
                 Some((name, value.into_string().ok()?)).filter(|_| ours)
             });
-            let options = environment.chain(settings.clone());
-            let (store, prefix) =
-                object_store::parse_url_opts(&parsed, options).map_err(|error| unusable(error.to_string()))?;
+            let options = environment.chain(location.options.clone());
+            let (store, prefix) = object_store::parse_url_opts(&parsed, options)
+                .map_err(|error| unusable(in_words(&error, &parsed, &shown)))?;
             Arc::new(PrefixStore::new(store, prefix))
         };
-        Ok(Self { store, url: url.to_owned() })
+        Ok(Self { store, url: shown })
     }
 
     fn failed(&self, what: String, error: object_store::Error) -> StoreError {
@@ -166,6 +170,11 @@ impl Store for Objects {
     async fn remove_blob(&self, text: &str) -> Result<()> {
         self.remove(text).await
     }
+}
+
+/// The crate's errors may repeat the URL as it is.
+fn in_words(error: &object_store::Error, url: &Url, shown: &str) -> String {
+    error.to_string().replace(url.as_str(), shown)
 }
 
 fn none_if_missing<T>(objects: &Objects, text: &str) -> impl FnOnce(object_store::Error) -> Result<Option<T>> {
