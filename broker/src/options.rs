@@ -109,6 +109,14 @@ impl Options {
         }
     }
 
+    /// Whether every broker of `url` is one that this URL names, whatever users they name: what is said of these, such as credentials,
+    /// holds there too.
+    pub fn names(&self, url: &str) -> bool {
+        let own = self.urls();
+        let is_own = |other: &Url| own.iter().flatten().any(|own| address(own) == address(other));
+        Options::new(url, "").urls().iter().all(|url| url.as_ref().is_ok_and(is_own))
+    }
+
     /// What cannot be right whatever the broker says, each with its key, for a check of the configuration.
     pub fn faults(&self) -> Vec<String> {
         const SCHEMES: [(&str, &str); 4] = [("nats", "nats"), ("tls", "nats"), ("amqp", "amqp"), ("amqps", "amqp")];
@@ -170,6 +178,17 @@ impl Options {
     }
 }
 
+/// Where a broker is, and whether by TLS.
+fn address(url: &Url) -> (&str, Option<&str>, Option<u16>) {
+    let usual = match url.scheme() {
+        "nats" | "tls" => Some(4222),
+        "amqp" => Some(5672),
+        "amqps" => Some(5671),
+        _ => None,
+    };
+    (url.scheme(), url.host_str(), url.port().or(usual))
+}
+
 /// Who shows only errors still shows what goes by this name.
 pub(crate) const TOLD: &str = "sluice::settings";
 
@@ -206,6 +225,18 @@ mod tests {
         assert!(faults(options).contains("only together"));
         let options = Options { management: Some("localhost:15672".into()), ..Options::default() };
         assert!(faults(options).contains("`broker.management`"));
+    }
+
+    #[test]
+    fn one_broker_has_several_spellings() {
+        let configured = Options::new("nats://a,nats://user:password@b:4222", "test");
+        for same in ["nats://a:4222", "nats://me:mine@b", "nats://b, nats://a/"] {
+            assert!(configured.names(same), "{same}");
+        }
+        for another in ["nats://c", "nats://a,nats://c", "tls://a", "nats://a:4223", "amqp://a", "", "a"] {
+            assert!(!configured.names(another), "{another}");
+        }
+        assert!(Options::new("amqp://a:b@host:5672/%2f", "test").names("amqp://host/staging"));
     }
 
     #[test]

@@ -22,14 +22,20 @@ pub fn confirm(question: &str) -> Result<bool> {
 
 /// Connects, or says within 3 s that nobody answers.
 pub async fn connect(global: &Global) -> Result<Arc<dyn Broker>> {
-    sluice_broker::connect(&global.options()).await.map_err(|error| match error {
-        BrokerError::Unreachable { ref url, ref source } => {
-            anyhow!(
-                "no broker answers at `{url}` ({source}): start it, or name another with --broker URL, SLUICE_BROKER or \
-                 --config FILE"
-            )
+    sluice_broker::connect(&global.options()).await.map_err(|error| {
+        let error = match error {
+            BrokerError::Unreachable { ref url, ref source } => {
+                anyhow!(
+                    "no broker answers at `{url}` ({source}): start it, or name another with --broker URL, SLUICE_BROKER or \
+                     --config FILE"
+                )
+            }
+            other => other.into(),
+        };
+        match global.left_out() {
+            Some(left_out) => error.context(left_out),
+            None => error,
         }
-        other => other.into(),
     })
 }
 

@@ -1,7 +1,8 @@
 //! What a command runs with: the configuration file, which the services share, under what flags and the environment say.
 //! `sluice context` shows it.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -23,6 +24,12 @@ pub struct Configured {
     /// Where it was read, if there is a file.
     #[serde(skip)]
     pub file: Option<PathBuf>,
+    /// Whether it is said which broker is meant.
+    #[serde(skip)]
+    names_broker: bool,
+    /// What the environment says without the file.
+    #[serde(skip)]
+    environment: Options,
 }
 
 impl Configured {
@@ -30,8 +37,19 @@ impl Configured {
     pub fn read(named: Option<PathBuf>) -> Result<Self> {
         let file = named.or_else(|| users_file().filter(|file| file.is_file()));
         let read: Self = config::load(file.as_deref())?;
-        Ok(Self { file, ..read })
+        let environment: Self = config::load(None)?;
+        let names_broker = names_broker(file.as_deref())?;
+        Ok(Self { file, names_broker, environment: environment.broker, ..read })
     }
+}
+
+fn names_broker(file: Option<&Path>) -> Result<bool> {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Said {
+        broker: BTreeMap<String, serde_json::Value>,
+    }
+    Ok(config::load::<Said>(file)?.broker.contains_key("url"))
 }
 
 /// `sluice.toml` in the user's configuration folder.
@@ -42,17 +60,45 @@ fn users_file() -> Option<PathBuf> {
 }
 
 impl Global {
-    /// How to reach the broker.
+    /// How to reach the broker. What the file says of one broker is not for another: who is let in there, and whose management API it is.
     pub fn options(&self) -> Options {
         let broker = self.configured.broker.clone();
+        let own = if self.is_another_broker() { self.configured.environment.clone() } else { broker.clone() };
         Options {
             url: self.broker.clone().unwrap_or(broker.url),
             name: "sluice (command line)".into(),
-            management: self.management.clone().or(broker.management),
-            credentials: self.credentials.clone().or(broker.credentials),
+            management: self.management.clone().or(own.management),
+            credentials: self.credentials.clone().or(own.credentials),
             tls_ca: self.tls_ca.clone().or(broker.tls_ca),
+            tls_certificate: own.tls_certificate,
+            tls_key: own.tls_key,
             ..broker
         }
+    }
+
+    fn is_another_broker(&self) -> bool {
+        let configured = &self.configured;
+        let another = |url: &String| *url != configured.broker.url && !configured.broker.names(url);
+        configured.names_broker && self.broker.as_ref().is_some_and(another)
+    }
+
+    /// What the file says of its broker that is not used, since another is meant; for people.
+    pub fn left_out(&self) -> Option<String> {
+        let (file, used) = (&self.configured.broker, self.options());
+        let keys = [
+            ("management", file.management.is_some() && used.management.is_none()),
+            ("credentials", file.credentials.is_some() && used.credentials.is_none()),
+            ("tls_certificate", file.tls_certificate.is_some() && used.tls_certificate.is_none()),
+            ("tls_key", file.tls_key.is_some() && used.tls_key.is_none()),
+        ];
+        let keys: Vec<String> =
+            keys.iter().filter(|(_, left_out)| *left_out).map(|(key, _)| format!("`broker.{key}`")).collect();
+        (!keys.is_empty()).then(|| {
+            format!(
+                "--broker or SLUICE_BROKER names another broker than the configuration, which says {} of its own: that is not used",
+                keys.join(", ")
+            )
+        })
     }
 
     /// Where models are kept. `named` is what the command's own option says.
@@ -83,6 +129,9 @@ pub fn show(global: &Global, options: &Context) -> Result<ExitCode> {
     let configured = global.configured.broker.url != Options::default().url;
     let source = from(global.broker.is_some(), "--broker or SLUICE_BROKER", configured);
     println!("broker         {} ({source})", common::plain(&broker.shown_url()));
+    if let Some(left_out) = global.left_out() {
+        println!("               {left_out}");
+    }
     let source = from(options.registry.is_some(), "--registry or SLUICE_REGISTRY", !registry.url.is_empty());
     let url = if registry.url.is_empty() { "the broker's own store".into() } else { registry.shown_url() };
     println!("registry       {} ({source})", common::plain(&url));
@@ -117,6 +166,39 @@ mod tests {
         assert_eq!((options.url.as_str(), options.tls_ca.is_some()), ("nats://flag:1", true));
         let registry = flagged.registry(Some("s3://models"));
         assert_eq!((registry.url.as_str(), registry.options.len()), ("s3://models", 1));
+    }
+
+    #[test]
+    fn what_the_file_says_of_its_broker_is_not_for_another() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("sluice.toml");
+        let said = "management = 'http://m'\ncredentials = '/u.creds'\ntls_certificate = '/c'\ntls_key = '/k'\ntls_ca = '/ca'\n";
+        let of_one = format!("[broker]\nurl = 'nats://127.0.0.1:4222'\n{said}");
+        let of_any = format!("[broker]\n{said}");
+        let with = |text: &str, arguments: &[&str]| {
+            std::fs::write(&file, text).expect("written");
+            Global { configured: Configured::read(Some(file.clone())).expect("it reads"), ..global(arguments) }
+        };
+        let used = |global: &Global| {
+            let options = global.options();
+            assert!(options.tls_ca.is_some());
+            [options.management, options.credentials.map(|file| file.display().to_string())]
+                .map(|value| value.unwrap_or_default())
+                .into_iter()
+                .chain([options.tls_certificate, options.tls_key].map(|file| file.is_some().to_string()))
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        let whole = "http://m /u.creds true true";
+        for (text, url) in [(&of_one, "nats://me:mine@127.0.0.1"), (&of_any, "nats://staging")] {
+            let global = with(text, &["--broker", url]);
+            assert_eq!((used(&global).as_str(), global.left_out()), (whole, None), "{url}");
+        }
+        let global = with(&of_one, &["--broker", "nats://staging"]);
+        assert_eq!(used(&global), "  false false");
+        assert!(global.left_out().is_some_and(|told| told.contains("`broker.management`, `broker.credentials`")));
+        let global = with(&of_one, &["--broker", "nats://staging", "--management", "http://s", "--credentials", "/s"]);
+        assert_eq!(used(&global), "http://s /s false false");
     }
 
     #[test]
