@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use sluice_core::BrokerError;
 use sluice_core::settings::Settings;
 use tracing::warn;
 use url::Url;
@@ -204,6 +205,13 @@ pub(crate) fn tell(options: &Options, stored: &Settings, not_here: &[&str]) {
             );
         }
     }
+}
+
+/// The deployment's settings cannot be read, and nobody guesses.
+pub(crate) fn unreadable(place: &str, faults: &str) -> BrokerError {
+    BrokerError::Unusable(format!(
+        "the deployment's settings ({place}) cannot be read: {faults}. If it is removed, the next program to come stores them anew"
+    ))
 }
 
 #[cfg(test)]

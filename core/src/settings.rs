@@ -83,13 +83,26 @@ impl Settings {
         Ok(())
     }
 
-    /// Reads what was stored. What another version of Sluice wrote and this one does not know is passed over.
-    pub fn read<'p>(pairs: impl IntoIterator<Item = (&'p str, &'p str)>) -> Self {
+    /// Reads what was stored. What another version of Sluice wrote and this one does not know is passed over; of what it knows but
+    /// cannot read it may not take its own default, which might be less: the error names all of that.
+    pub fn read<'p>(pairs: impl IntoIterator<Item = (&'p str, &'p str)>) -> Result<Self, String> {
         let mut settings = Self::default();
-        for (key, value) in pairs {
-            let _ = settings.set(key, value);
+        let known = settings.pairs().map(|(key, _)| key);
+        let known = pairs.into_iter().filter(|(key, _)| known.contains(key));
+        let faults: Vec<String> = known.filter_map(|(key, value)| settings.set(key, value).err()).collect();
+        if faults.is_empty() { Ok(settings) } else { Err(faults.join("; ")) }
+    }
+
+    /// What a broker has, as it can be stored: where a broker keeps something for ever, it says zero.
+    pub fn within_bounds(self) -> Self {
+        let kept = |time: Duration| if time.is_zero() { LONGEST } else { time.clamp(SHORTEST, LONGEST) };
+        Self {
+            replicas: self.replicas.clamp(1, MOST_REPLICAS),
+            hold_time: self.hold_time.clamp(SHORTEST, LONGEST),
+            dedupe_window: self.dedupe_window.clamp(SHORTEST, LONGEST),
+            results_kept: kept(self.results_kept),
+            dead_letters_kept: kept(self.dead_letters_kept),
         }
-        settings
     }
 
     /// What differs: the key, what is here and what is there.
@@ -116,8 +129,24 @@ mod tests {
         let pairs = settings.pairs();
         let stored =
             pairs.iter().map(|(key, value)| (*key, value.as_str())).chain([("_nats.level", "1"), ("new", "x")]);
-        assert_eq!(Settings::read(stored), settings);
+        assert_eq!(Settings::read(stored), Ok(settings.clone()));
         assert_eq!(settings.faults(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn no_default_is_taken_for_what_cannot_be_read() {
+        let stored = [("results_kept", "0s"), ("replicas", "3"), ("hold_time", "soon"), ("new", "x")];
+        let error = Settings::read(stored).expect_err("two cannot be read");
+        assert!(error.contains("`results_kept` is `0s`") && error.contains("`hold_time` is `soon`"), "{error}");
+    }
+
+    #[test]
+    fn for_ever_is_stored_as_the_longest_time_that_can_be() {
+        let found = Settings { results_kept: Duration::ZERO, dead_letters_kept: Duration::MAX, ..Settings::default() };
+        let stored = found.within_bounds();
+        assert_eq!((stored.results_kept, stored.dead_letters_kept), (LONGEST, LONGEST));
+        let pairs = stored.pairs();
+        assert_eq!(Settings::read(pairs.iter().map(|(key, value)| (*key, value.as_str()))), Ok(stored));
     }
 
     #[test]

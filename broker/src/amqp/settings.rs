@@ -14,7 +14,7 @@ use super::error::may_pass;
 use super::publish::{Published, stored as publish};
 use super::stream::Reader;
 use super::{headers, manage, names, queue};
-use crate::options::{TOLD, tell};
+use crate::options::{TOLD, tell, unreadable};
 
 /// What RabbitMQ sees to in its own way: where copies are, and when it delivers again.
 const NOT_HERE: [&str; 3] = ["replicas", "hold_time", "dedupe_window"];
@@ -141,7 +141,8 @@ async fn newest(link: &Link) -> Result<Option<Settings>> {
         _ => return Err(BrokerError::TimedOut("reading the deployment's settings".into())),
     };
     let pairs: HashMap<String, String> = serde_json::from_slice(&entry.delivery.data).unwrap_or_default();
-    Ok(Some(Settings::read(pairs.iter().map(|(key, value)| (key.as_str(), value.as_str())))))
+    let read = Settings::read(pairs.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+    read.map(Some).map_err(|faults| unreadable(&format!("stream `{}`", names::SETTINGS), &faults))
 }
 
 fn tell_once(link: &Link, settings: &Settings) {

@@ -20,7 +20,7 @@ use sluice_core::{Lane, ModelName};
 
 use super::error::{api_code, other};
 use super::{Nats, names, queue, signal};
-use crate::options::{TOLD, tell};
+use crate::options::{TOLD, tell, unreadable};
 
 /// A change whose signal was lost is noticed after so long.
 const LOOK: Duration = Duration::from_secs(60);
@@ -181,7 +181,8 @@ async fn stored(jetstream: &Context) -> Result<Option<Settings>> {
     match jetstream.get_stream(names::SETTINGS).await {
         Ok(stream) => {
             let metadata = &stream.cached_info().config.metadata;
-            Ok(Some(Settings::read(metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())))))
+            let read = Settings::read(metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+            read.map(Some).map_err(|faults| unreadable(&format!("stream `{}`", names::SETTINGS), &faults))
         }
         Err(error) => match error.kind() {
             GetStreamErrorKind::JetStream(api) if api.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
@@ -217,7 +218,7 @@ async fn found(nats: &Nats) -> Settings {
     settings.replicas = copies.unwrap_or(settings.replicas);
     settings.dedupe_window = window.unwrap_or(settings.dedupe_window);
     settings.hold_time = hold_time.unwrap_or(settings.hold_time);
-    settings
+    settings.within_bounds()
 }
 
 async fn streams(nats: &Nats) -> Result<Vec<String>> {

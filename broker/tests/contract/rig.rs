@@ -44,6 +44,8 @@ pub trait Rig: Send {
     async fn lose_lane(&self, model: &ModelName, lane: Lane) -> Result<()>;
     /// Makes it a deployment of before there were stored settings.
     async fn forget_settings(&self) -> Result<()>;
+    /// As somebody may have done by hand; false where that cannot be.
+    async fn keep_dead_letters_for_ever(&self) -> Result<bool>;
     /// About what the broker takes at most, headers included.
     fn largest_body(&self) -> usize;
     /// Submits a message with these headers, as a careless producer might.
@@ -105,6 +107,13 @@ impl Rig for NatsRig {
     async fn forget_settings(&self) -> Result<()> {
         self.jetstream().await?.delete_stream("SLUICE_SETTINGS").await?;
         Ok(())
+    }
+
+    async fn keep_dead_letters_for_ever(&self) -> Result<bool> {
+        let jetstream = self.jetstream().await?;
+        let config = jetstream.get_stream("DEAD").await?.cached_info().config.clone();
+        jetstream.update_stream(async_nats::jetstream::stream::Config { max_age: Duration::ZERO, ..config }).await?;
+        Ok(true)
     }
 
     async fn lose_lane(&self, model: &ModelName, lane: Lane) -> Result<()> {
@@ -193,6 +202,10 @@ impl Rig for AmqpRig {
     async fn forget_settings(&self) -> Result<()> {
         self.channel().await?.queue_delete("sluice.settings".into(), Default::default()).await?;
         Ok(())
+    }
+
+    async fn keep_dead_letters_for_ever(&self) -> Result<bool> {
+        Ok(false)
     }
 
     async fn lose_lane(&self, model: &ModelName, lane: Lane) -> Result<()> {

@@ -49,6 +49,14 @@ pub async fn a_deployment_without_settings_gets_those_that_it_has(rig: &mut dyn 
     if new.capabilities().counts_in_flight {
         assert_eq!(found, had);
     }
+    // What is kept for ever, which a broker may call zero, is not shortened by whoever changes something else.
+    if rig.keep_dead_letters_for_ever().await? {
+        rig.forget_settings().await?;
+        let settings = connect(&rig.options()).await?.settings().await?;
+        assert!(settings.dead_letters_kept > 24 * 365 * HOUR && settings.faults().is_empty(), "{settings:?}");
+        new.store_settings(&Settings { results_kept: HOUR, ..settings.clone() }).await?;
+        assert_eq!(new.settings().await?.dead_letters_kept, settings.dead_letters_kept);
+    }
     Ok(())
 }
 
