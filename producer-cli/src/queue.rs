@@ -70,10 +70,17 @@ async fn read(broker: &Arc<dyn Broker>, only: Option<&ModelName>) -> Result<Vec<
 /// cannot receive.
 fn notes(depths: &[(ModelName, Vec<LaneDepth>)], hosts: &[Report], only: Option<&ModelName>) -> Vec<String> {
     let mut notes = Vec::new();
+    // A broker that does not tell a column tells it of no queue: once is enough.
+    let mut columns = Vec::new();
     for (model, lanes) in depths {
         for lane in lanes {
-            if let Reading::Unknown(reason) = &lane.ready {
+            let ready = unknown(&lane.ready);
+            if let Some(reason) = ready {
                 notes.push(format!("model `{model}`, lane {}: {}", lane.lane, common::plain(reason)));
+            }
+            for (column, reason) in [("IN FLIGHT", unknown(&lane.in_flight)), ("OLDEST", unknown(&lane.oldest))] {
+                let news = reason.filter(|_| reason != ready);
+                columns.extend(news.map(|reason| format!("{column} is unknown: {}", common::plain(reason))));
             }
         }
         if lanes.iter().all(|lane| matches!(lane.in_flight, Reading::Unknown(_)))
@@ -82,8 +89,18 @@ fn notes(depths: &[(ModelName, Vec<LaneDepth>)], hosts: &[Report], only: Option<
             notes.push(format!("model `{model}`: hosts have taken {held} requests that wait there or run"));
         }
     }
+    columns.sort();
+    columns.dedup();
+    notes.extend(columns);
     notes.extend(troubles(hosts, only));
     notes
+}
+
+fn unknown<T>(reading: &Reading<T>) -> Option<&str> {
+    match reading {
+        Reading::Known(_) => None,
+        Reading::Unknown(reason) => Some(reason),
+    }
 }
 
 /// Requests that hosts have in hand, if any serves the model.
@@ -194,5 +211,26 @@ mod tests {
         assert_eq!(value[0]["held_by_hosts"], 3);
         assert_eq!(value[0]["lanes"][0]["ready"]["unknown"], "no consumer");
         assert_eq!(value[0]["lanes"][0]["oldest_ms"], 1500);
+    }
+
+    #[test]
+    fn why_a_column_is_unknown_is_said_once() {
+        let lane = |lane, ready: Result<u64, &str>, oldest: &str| LaneDepth {
+            lane,
+            ready: ready.map_or_else(|reason| Reading::Unknown(reason.into()), Reading::Known),
+            in_flight: Reading::Unknown("the broker does not tell".into()),
+            oldest: Reading::Unknown(oldest.into()),
+            read_at: SystemTime::now(),
+        };
+        let lanes = vec![lane(Lane::High, Ok(1), "denied"), lane(Lane::Low, Err("gone"), "gone")];
+        let depths = ["a", "b"].map(|model| (model.parse().expect("a name"), lanes.clone()));
+        let said = notes(&depths, &[], None);
+        let expected = [
+            "model `a`, lane low: gone",
+            "model `b`, lane low: gone",
+            "IN FLIGHT is unknown: the broker does not tell",
+            "OLDEST is unknown: denied",
+        ];
+        assert_eq!(said, expected);
     }
 }
