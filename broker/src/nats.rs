@@ -1,6 +1,7 @@
 //! The broker seam on NATS JetStream. One file per operation; `amqp/` holds files of the same names.
 
 mod acks;
+mod apply;
 mod connect;
 mod consume;
 mod dead;
@@ -150,7 +151,7 @@ impl Broker for Nats {
     }
 
     async fn apply_settings(&self, settings: &Settings, apply: Apply) -> Result<Vec<String>> {
-        settings::apply(self, settings, apply).await
+        apply::apply(self, settings, apply).await
     }
 
     async fn close(&self) -> Result<()> {

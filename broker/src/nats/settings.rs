@@ -1,5 +1,5 @@
 //! The deployment's settings: stored as the metadata of a stream that holds nothing else, since everybody may look at a stream, and
-//! the server lets one of two founders come first. And the one place that makes streams and consumers as they say.
+//! the server lets one of two founders come first.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,21 +14,18 @@ use futures_util::{StreamExt, TryStreamExt};
 use tokio::sync::OnceCell;
 use tracing::{debug, info, warn};
 
+use sluice_core::Lane;
 use sluice_core::broker::{BrokerError, Result};
-use sluice_core::settings::{Apply, SETTINGS, Settings};
-use sluice_core::{Lane, ModelName};
+use sluice_core::settings::{SETTINGS, Settings};
 
 use super::error::{api_code, other};
-use super::{Nats, names, queue, signal};
+use super::{Nats, names, signal};
 use crate::options::{TOLD, tell, unreadable};
 
 /// A change whose signal was lost is noticed after so long.
 const LOOK: Duration = Duration::from_secs(60);
 /// Looking at what exists is a help, and denied to some.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// The server takes no longer window than a stream keeps its messages.
-const KEPT: [&str; 3] = [names::RESULTS, names::DEAD, names::GIVEN_BACK];
-
 /// What a connection knows of the settings.
 #[derive(Default)]
 pub(super) struct State {
@@ -121,45 +118,6 @@ pub(super) async fn store(nats: &Nats, settings: &Settings) -> Result<()> {
     signal::send(nats, SETTINGS, Bytes::new()).await
 }
 
-/// Makes every stream and consumer as the settings say, or tells what differs.
-pub(super) async fn apply(nats: &Nats, settings: &Settings, apply: Apply) -> Result<Vec<String>> {
-    let mut changes = Vec::new();
-    for name in streams(nats).await? {
-        let Some(config) = config_of(nats, &name).await else { continue };
-        let Some(wanted) = as_wanted(&config, settings) else { continue };
-        changes.extend(told(&config, &wanted).map(|change| format!("stream `{name}`: {change}")));
-        if apply == Apply::Change && told(&config, &wanted).is_some() {
-            let updated = nats.jetstream.update_stream(&wanted).await;
-            updated.map_err(|error| explained(nats, other(format!("changing stream `{name}`"), error)))?;
-        }
-        if let Some(model) = names::model_of_stream(&name) {
-            changes.extend(hold(nats, &model, settings.hold_time, apply).await?);
-        }
-    }
-    Ok(changes)
-}
-
-async fn hold(nats: &Nats, model: &ModelName, hold_time: Duration, apply: Apply) -> Result<Option<String>> {
-    let stream = names::work_stream(model);
-    let failed = |lane: Lane| format!("changing consumer `{lane}` of `{stream}`");
-    let mut before = None;
-    for lane in Lane::ALL {
-        let found = nats.jetstream.get_consumer_from_stream(lane.as_str(), &stream).await;
-        let found: Consumer<pull::Config> = found.map_err(|error| explained(nats, other(failed(lane), error)))?;
-        let config = &found.cached_info().config;
-        if config.ack_wait == hold_time {
-            continue;
-        }
-        before = Some(config.ack_wait);
-        if apply == Apply::Change {
-            let wanted = queue::lane_consumer(model, lane, hold_time);
-            let updated = nats.jetstream.create_consumer_on_stream(wanted, &stream).await;
-            updated.map_err(|error| explained(nats, other(failed(lane), error)))?;
-        }
-    }
-    Ok(before.map(|before| format!("stream `{stream}`: hold_time {before:?} -> {hold_time:?}")))
-}
-
 /// The stream whose metadata the settings are.
 fn document(settings: &Settings) -> Config {
     Config {
@@ -221,7 +179,7 @@ async fn found(nats: &Nats) -> Settings {
     settings.within_bounds()
 }
 
-async fn streams(nats: &Nats) -> Result<Vec<String>> {
+pub(super) async fn streams(nats: &Nats) -> Result<Vec<String>> {
     let listed = nats.jetstream.stream_names().try_collect::<Vec<_>>().await;
     let mut listed = listed.map_err(|error| explained(nats, other("listing streams", error)))?;
     listed.sort();
@@ -231,41 +189,6 @@ async fn streams(nats: &Nats) -> Result<Vec<String>> {
 /// `None` if it is not there, or may not be looked at.
 pub(super) async fn config_of(nats: &Nats, stream: &str) -> Option<Config> {
     nats.jetstream.get_stream(stream).await.ok().map(|stream| stream.cached_info().config.clone())
-}
-
-/// A stream's configuration as the settings want it; `None` if it is not Sluice's.
-fn as_wanted(config: &Config, settings: &Settings) -> Option<Config> {
-    let name = config.name.as_str();
-    let model = names::model_of_stream(name).is_some();
-    if !model && !names::SHARED.contains(&name) {
-        return None;
-    }
-    let mut wanted = Config { num_replicas: settings.replicas, ..config.clone() };
-    match name {
-        names::RESULTS => wanted.max_age = settings.results_kept,
-        names::DEAD => wanted.max_age = settings.dead_letters_kept,
-        _ => {}
-    }
-    if model {
-        wanted.duplicate_window = settings.dedupe_window;
-    } else if KEPT.contains(&name) {
-        wanted.duplicate_window = settings.dedupe_window.min(wanted.max_age);
-    }
-    Some(wanted)
-}
-
-fn told(before: &Config, after: &Config) -> Option<String> {
-    let mut changes = Vec::new();
-    if before.num_replicas != after.num_replicas {
-        changes.push(format!("copies {} -> {}", before.num_replicas, after.num_replicas));
-    }
-    if before.max_age != after.max_age {
-        changes.push(format!("kept {:?} -> {:?}", before.max_age, after.max_age));
-    }
-    if before.duplicate_window != after.duplicate_window {
-        changes.push(format!("dedupe_window {:?} -> {:?}", before.duplicate_window, after.duplicate_window));
-    }
-    (!changes.is_empty()).then(|| changes.join(", "))
 }
 
 /// What somebody asks for in passing, but for what would lower copies or shorten how long something is kept.
@@ -278,7 +201,7 @@ pub(super) fn no_less(wanted: Config, there: &Config) -> Config {
     Config { num_replicas: wanted.num_replicas.max(there.num_replicas), max_age, ..wanted }
 }
 
-fn explained(nats: &Nats, error: BrokerError) -> BrokerError {
+pub(super) fn explained(nats: &Nats, error: BrokerError) -> BrokerError {
     nats.denials.explain("$JS.API.", error)
 }
 
@@ -300,24 +223,6 @@ mod tests {
     fn stream(name: &str) -> Config {
         let (max_age, duplicate_window) = (Duration::from_secs(3600), Duration::from_secs(120));
         Config { name: name.into(), num_replicas: 1, max_age, duplicate_window, ..Default::default() }
-    }
-
-    #[test]
-    fn streams_are_made_as_the_settings_say_and_others_are_left_alone() {
-        let settings = Settings { replicas: 3, results_kept: Duration::from_secs(60), ..Settings::default() };
-        let wanted = as_wanted(&stream(names::RESULTS), &settings).expect("it is ours");
-        assert_eq!(
-            told(&stream(names::RESULTS), &wanted).as_deref(),
-            Some("copies 1 -> 3, kept 3600s -> 60s, dedupe_window 120s -> 60s")
-        );
-        for bucket in ["KV_SLUICE_REGISTRY", "OBJ_SLUICE_PACKAGES", "KV_SLUICE_LEADERS", "GIVEN_BACK"] {
-            let wanted = as_wanted(&stream(bucket), &settings).expect("it is ours");
-            assert_eq!(told(&stream(bucket), &wanted).as_deref(), Some("copies 1 -> 3"), "{bucket}");
-        }
-        let model =
-            as_wanted(&stream("INFER_m"), &Settings { dedupe_window: Duration::from_secs(9), ..settings.clone() });
-        assert_eq!(model.expect("it is ours").duplicate_window, Duration::from_secs(9));
-        assert!(as_wanted(&stream("ORDERS"), &settings).is_none());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use sluice_broker::{Options, connect};
+use sluice_core::Lane;
 use sluice_core::broker::{BrokerError, QueueLimits, Settlement};
 use sluice_core::settings::{Apply, Settings};
 
@@ -76,6 +77,15 @@ pub async fn a_hold_time_changes_under_a_worker_that_runs_or_is_none(rig: &mut d
     manager.store_settings(&changed).await?;
     let changes = manager.apply_settings(&changed, Apply::Change).await?;
     assert!(changes.iter().any(|change| change.contains("hold_time 60s -> 1s")), "{changes:?}");
+    // One queue that is not whole does not hold up the others, and is told.
+    let odd = "aaa".parse()?;
+    let _ = manager.ensure_queue(&odd, &LIMITS).await?;
+    rig.lose_lane(&odd, Lane::Normal).await?;
+    let again = Settings { dedupe_window: HOUR, ..changed.clone() };
+    let failed = manager.apply_settings(&again, Apply::Change).await.expect_err("a consumer is gone").to_string();
+    assert!(failed.contains("`INFER_aaa`") && failed.contains("changed: ") && failed.contains("3600s"), "{failed}");
+    let left = manager.apply_settings(&again, Apply::Look).await.expect_err("it still is").to_string();
+    assert!(!left.contains("3600s"), "all else is done: {left}");
     // It renews what it holds more often now: nobody else gets it.
     let mut another = manager.consume(&model(), 1).await?;
     let again = tokio::time::timeout(Duration::from_secs(4), another.next()).await;
