@@ -7,7 +7,8 @@ pub struct Files {
     /// What the files are; told from their names otherwise
     #[arg(long, value_enum)]
     pub format: Option<Format>,
-    /// CSV columns that make the input, by number from 0 or by name: 0-63, or a,b,c; with several inputs NAME=COLUMNS
+    /// CSV columns that make the input, by number from 0 or by name: 0-63, or a,b,c; with several inputs NAME=COLUMNS.
+    /// number:1-4 and name:1-4 say which it is where names are numbers
     #[arg(long, value_name = "COLUMNS")]
     pub columns: Vec<String>,
     /// Whether CSV files begin with names; auto looks, says so, and asks where it cannot tell

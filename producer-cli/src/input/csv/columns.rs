@@ -23,9 +23,12 @@ pub(super) fn select(
         };
         let unnamed = names.and_then(|names| names.get(0)).is_some_and(|name| name.trim().is_empty());
         if unnamed && width > 1 {
+            // Where names are numbers, it has to be said which of both is meant.
+            let number =
+                if names.is_some_and(|names| names.iter().any(|name| is_number(name.trim()))) { "number:" } else { "" };
             bail!(
                 "its first column has no name, as pandas and R write the names of rows: choose the columns, such as --columns \
-                 1-{} without it or 0-{0} with it",
+                 {number}1-{} without it or {number}0-{0} with it",
                 width - 1
             );
         }
@@ -67,37 +70,86 @@ pub(super) fn select(
 pub(super) fn by_name(given: &[String]) -> bool {
     let columns = given.iter().map(|text| text.split_once('=').map_or(text.as_str(), |(_, columns)| columns));
     let mut parts = columns.flat_map(|columns| columns.split(',')).map(str::trim).filter(|part| !part.is_empty());
-    let number = |text: &str| text.parse::<usize>().is_ok();
-    parts.any(|part| !number(part) && !part.split_once('-').is_some_and(|(from, to)| number(from) && number(to)))
+    parts.any(|part| match By::of(part) {
+        (By::Number, _) => false,
+        (By::Name, _) => true,
+        (By::Either, part) => {
+            !is_number(part) && !part.split_once('-').is_some_and(|(from, to)| is_number(from) && is_number(to))
+        }
+    })
+}
+
+/// How a column is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    /// Digits are a number, anything else a name.
+    Either,
+    Number,
+    Name,
+}
+
+impl By {
+    /// How it is told, and the column or the range.
+    fn of(part: &str) -> (Self, &str) {
+        match part.split_once(':') {
+            Some(("number", part)) => (Self::Number, part),
+            Some(("name", part)) => (Self::Name, part),
+            _ => (Self::Either, part),
+        }
+    }
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 fn columns_of(text: &str, names: Option<&StringRecord>, width: usize) -> Result<Vec<usize>> {
-    let number = |text: &str| -> Result<usize> {
-        if let Some(at) = names.and_then(|names| names.iter().position(|name| name.trim() == text)) {
-            return Ok(at);
-        }
-        let number: usize = text.parse().with_context(|| format!("there is no column `{text}`"))?;
-        if number >= width {
-            bail!("there is no column {number}: there are {width}, counted from 0");
-        }
-        Ok(number)
-    };
+    let named = |text: &str| names.and_then(|names| names.iter().position(|name| name.trim() == text));
     let mut columns = Vec::new();
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-        match part.split_once('-').and_then(|(from, to)| Some((number(from).ok()?, number(to)))) {
-            // A name may hold a dash.
-            Some((from, to)) if names.is_none_or(|names| !names.iter().any(|name| name == part)) => {
-                let to = to?;
+        // A name may hold a colon or a dash.
+        let (by, part) = if named(part).is_some() { (By::Either, part) } else { By::of(part) };
+        let column = |text: &str| column(by, text, names, width);
+        match part.split_once('-').filter(|_| by == By::Number || named(part).is_none()) {
+            Some((from, to)) if is_number(from) || named(from).is_some() => {
+                let (from, to) = (column(from)?, column(to)?);
                 if from > to {
                     bail!("`{part}` counts backwards");
                 }
                 columns.extend(from..=to);
             }
-            _ => columns.push(number(part)?),
+            _ => columns.push(column(part)?),
         }
     }
     if columns.is_empty() {
         bail!("it names no column");
     }
     Ok(columns)
+}
+
+/// One column. A number that is the name of another column is not taken for either.
+fn column(by: By, text: &str, names: Option<&StringRecord>, width: usize) -> Result<usize> {
+    let name_at = |at: usize| names.and_then(|names| names.get(at)).map(str::trim);
+    let named = (0..width).find(|at| name_at(*at) == Some(text));
+    let absent = || format!("there is no column `{text}`");
+    if by == By::Name || by == By::Either && !is_number(text) {
+        return named.with_context(absent);
+    }
+    let number: usize = text.parse().with_context(absent)?;
+    if let (By::Either, Some(at)) = (by, named)
+        && name_at(number) != Some(text)
+    {
+        let numbered = match name_at(number) {
+            Some(name) => format!("column {number}, which is named `{name}`"),
+            None => format!("column {number}, which is not there"),
+        };
+        bail!(
+            "`{text}` may be {numbered}, or the column named `{text}`, which is column {at} counted from 0: say number:{text} or \
+             name:{text}, and number:FROM-TO or name:FROM-TO for several"
+        );
+    }
+    if number >= width {
+        bail!("there is no column {number}: there are {width}, counted from 0");
+    }
+    Ok(number)
 }

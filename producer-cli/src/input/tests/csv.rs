@@ -46,6 +46,47 @@ fn columns_are_chosen_by_number_or_name_and_bad_lines_are_told_apart() {
 }
 
 #[test]
+fn a_number_is_a_position_and_one_that_is_also_another_columns_name_is_asked_about() {
+    // As pandas writes columns that have no names, and its index before them.
+    let pandas = b",0,1,2\n0,1.5,2,7\n1,3,4,8\n";
+    let named = |chosen: &str| with(|options| (options.columns, options.header) = (vec![chosen.into()], Header::Yes));
+    let advice = refusal(&with(|options| options.header = Header::Yes), "a.csv", pandas);
+    assert!(advice.contains("--columns number:1-3 without it or number:0-3 with it"), "{advice}");
+    for chosen in ["1-2", "2,3", "x=1-2"] {
+        let error = refusal(&named(chosen), "a.csv", pandas);
+        assert!(error.contains("which is named `") && error.contains("say number:"), "{chosen}: {error}");
+    }
+    let error = refusal(&named("1-2"), "a.csv", pandas);
+    assert!(
+        error.contains(
+            "`1` may be column 1, which is named `0`, or the column named `1`, which is column 2 counted from 0"
+        ),
+        "{error}"
+    );
+    for (chosen, expected) in [
+        ("number:1-2", [1.5, 2.0]),
+        ("number:1,number:3", [1.5, 7.0]),
+        ("name:1-2", [2.0, 7.0]),
+        ("name:1,name:0", [2.0, 1.5]),
+    ] {
+        assert_eq!(good(&read(&named(chosen), "a.csv", pandas).expect(chosen)[0]), expected, "{chosen}");
+    }
+    // Where number and name are one column, nobody need say which.
+    assert_eq!(good(&read(&named("0-1"), "a.csv", b"0,1,2\n1.5,2,7\n").expect("one column")[0]), [1.5, 2.0]);
+    assert_eq!(
+        good(&read(&columns("name:2019,name:2020"), "a.csv", b"2019,2020\n1.5,2\n").expect("names")[0]),
+        [1.5, 2.0]
+    );
+    let error = refusal(&named("2019"), "a.csv", b"2019,2020\n1.5,2\n");
+    assert!(error.contains("say number:2019 or name:2019"), "{error}");
+    for (chosen, expected) in [("name:9", "no column `9`"), ("number:a", "no column `a`"), ("number:9", "no column 9")]
+    {
+        let error = refusal(&named(chosen), "a.csv", pandas);
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
 fn a_header_is_told_and_one_that_cannot_be_told_is_asked_about() {
     let (reading, said) = heard(one());
     let rows = read(&reading, "a.csv", b"a,b\n1,2\n3,4\n").expect("readable");
