@@ -19,7 +19,7 @@ use sluice_core::print::{Unprinted, count};
 
 use crate::cli::{Global, ReplyMode, Submit};
 use crate::input::{Notes, Reading};
-use crate::takes::learn;
+use crate::takes::{InputSpec, learn};
 use crate::{common, exit};
 use chunk::Reader;
 use flow::{Ended, Flow};
@@ -36,12 +36,18 @@ pub async fn run(global: &Global, options: Submit) -> Result<ExitCode> {
         Some(path) if options.resume => Some(Journal::open(path)?),
         _ => None,
     };
+
+    let broker = common::connect(global).await?;
+    let model = learn(&broker, &options.model, &options.takes).await?;
     let settings = Journal {
         job: match &journal {
             Some(journal) => journal.job.clone(),
             None => uuid::Uuid::now_v7().to_string().parse::<JobId>()?,
         },
         model: options.model.clone(),
+        version: options.routing.model_version.clone(),
+        then: options.routing.then.clone(),
+        takes: model.inputs.iter().map(InputSpec::told).collect(),
         sources,
         rows_per_message: options.rows_per_message,
         reading: options.reading.told(),
@@ -55,8 +61,6 @@ pub async fn run(global: &Global, options: Submit) -> Result<ExitCode> {
     let resumed = journal.is_some();
     let journal = journal.unwrap_or(settings);
 
-    let broker = common::connect(global).await?;
-    let model = learn(&broker, &options.model, &options.takes).await?;
     let replies = match options.reply {
         ReplyMode::Durable => broker.results(&journal.job).await.context(
             "cannot read durable results; a worker makes their store when it first starts (or use --reply inbox)",

@@ -65,14 +65,26 @@ impl InputSpec {
         }
     }
 
+    /// As `--takes` has it: `image:FP32:1x8x8`.
+    pub fn told(&self) -> String {
+        match self.sizes.is_empty() {
+            true => format!("{}:{}", self.name, self.datatype),
+            false => format!("{}:{}:{}", self.name, self.datatype, self.shown_sizes()),
+        }
+    }
+
     /// `FP32, 64 per row`.
     pub fn signature(&self) -> String {
-        let sizes: Vec<_> = self.sizes.iter().map(|size| size.map_or("?".into(), |size| size.to_string())).collect();
-        if sizes.is_empty() {
+        if self.sizes.is_empty() {
             format!("{}, one value per row", self.datatype)
         } else {
-            format!("{}, {} per row", self.datatype, sizes.join("x"))
+            format!("{}, {} per row", self.datatype, self.shown_sizes())
         }
+    }
+
+    fn shown_sizes(&self) -> String {
+        let sizes: Vec<_> = self.sizes.iter().map(|size| size.map_or("?".into(), |size| size.to_string())).collect();
+        sizes.join("x")
     }
 }
 
@@ -227,6 +239,9 @@ mod tests {
         assert_eq!(spec.values_per_row(), None);
         assert_eq!(spec.row_shape(6), Ok(vec![3, 2]));
         assert_eq!(parse("age:INT64").expect("a good one").row_shape(1), Ok(vec![]));
+        for told in ["image:FP32:1x8x8", "ids:INT64:?x2", "age:INT64"] {
+            assert_eq!(parse(told).expect("a good one").told(), told);
+        }
         for bad in ["x", "x:FP8:1", ":FP32:1", "x:FP32:a", "x:FP32:1:2"] {
             assert!(parse(bad).is_err(), "{bad}");
         }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bytes::{Bytes, BytesMut};
 use sluice_core::codec::{self, ContentType};
 use sluice_core::{InferRequest, Tensor};
@@ -24,7 +24,7 @@ pub struct Place {
 }
 
 /// A row of a chunk: part of its message, or not fit to be sent.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ChunkRow {
     pub place: Place,
     pub fault: Option<String>,
@@ -43,6 +43,22 @@ pub struct Chunk {
     pub good: u32,
     /// Bytes of input consumed by then.
     pub consumed: u64,
+}
+
+impl Chunk {
+    /// Whether an earlier run wrote it, which wrote so many rows: all of a chunk or nothing, if it cut chunks alike.
+    fn is_written(&self, rows: u64) -> Result<bool> {
+        let end = self.first_row + self.rows.len() as u64;
+        if self.first_row < rows && rows < end {
+            bail!(
+                "the earlier run wrote {rows} rows, and now a message has rows {} to {}: it packed them differently, so that it cannot \
+                 be gone on with; --overwrite starts over",
+                self.first_row,
+                end - 1
+            );
+        }
+        Ok(end <= rows)
+    }
 }
 
 /// Chunks as they are read.
@@ -68,9 +84,14 @@ impl Reader {
         };
         std::thread::spawn(move || {
             let consumed = Arc::clone(&reading.consumed);
-            let send = |chunk: Chunk| {
-                // What was written in an earlier run is read again only to be counted.
-                chunk.first_row < skip || sender.blocking_send(Ok(chunk)).is_ok()
+            let send = |chunk: Chunk| match chunk.is_written(skip) {
+                // It is read again only to be counted.
+                Ok(true) => true,
+                Ok(false) => sender.blocking_send(Ok(chunk)).is_ok(),
+                Err(error) => {
+                    let _ = sender.blocking_send(Err(error));
+                    false
+                }
             };
             loop {
                 for item in rows.by_ref() {
@@ -205,5 +226,20 @@ mod tests {
         let last = packer.close(0).expect("the rest");
         assert_eq!((last.index, last.first_row), (2, 4));
         assert!(packer.close(0).is_none());
+    }
+
+    #[test]
+    fn what_an_earlier_run_wrote_is_left_out_by_whole_chunks_only() {
+        let chunk = |first_row, rows| Chunk {
+            index: 0,
+            first_row,
+            rows: vec![ChunkRow { place: Place { file: "f".into(), line: 1 }, fault: None }; rows],
+            body: None,
+            good: 0,
+            consumed: 0,
+        };
+        let written = |first_row, rows| chunk(first_row, rows).is_written(8).ok();
+        assert_eq!((written(4, 4), written(8, 4), written(0, 1)), (Some(true), Some(false), Some(true)));
+        assert_eq!((written(4, 5), written(0, 9)), (None, None), "some of its rows would have no answer");
     }
 }

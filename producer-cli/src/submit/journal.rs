@@ -13,6 +13,15 @@ use sluice_core::{JobId, ModelName};
 pub struct Journal {
     pub job: JobId,
     pub model: ModelName,
+    /// The version that must answer, if one was said.
+    #[serde(default)]
+    pub version: Option<String>,
+    /// The models that outputs went on to.
+    #[serde(default)]
+    pub then: Vec<ModelName>,
+    /// What the model took, as `--takes` has it: messages are cut by it.
+    #[serde(default)]
+    pub takes: Vec<String>,
     pub sources: Vec<Source>,
     pub rows_per_message: u32,
     /// The options by which the input is read.
@@ -74,10 +83,26 @@ impl Journal {
         serde_json::from_slice(&text).with_context(|| format!("`{}` is not the state of a run", path.display()))
     }
 
-    /// Resuming with another input would mix up the answers.
+    /// Resuming with another input would mix up the answers, and with another model, version or pipeline there would be answers of both.
     pub fn check_same(&self, now: &Self) -> Result<()> {
+        let versioned = |version: &Option<String>| match version {
+            Some(version) => format!("--model-version {version}"),
+            None => "no --model-version".into(),
+        };
+        let piped = |then: &[ModelName]| match then {
+            [] => "no --then".into(),
+            then => then.iter().map(|model| format!("--then {model}")).collect::<Vec<_>>().join(" "),
+        };
         let differs = if self.model != now.model {
             format!("it asked model `{}`", self.model)
+        } else if self.version != now.version {
+            format!("it had {}, this has {}", versioned(&self.version), versioned(&now.version))
+        } else if self.then != now.then {
+            format!("it had {}, this has {}", piped(&self.then), piped(&now.then))
+        } else if self.takes.is_empty() {
+            "an earlier release began it, which did not keep what the model takes".into()
+        } else if self.takes != now.takes {
+            format!("the model took {}, and takes {} now", self.takes.join(", "), now.takes.join(", "))
         } else if self.sources != now.sources {
             "the input files are others, or have changed since".into()
         } else if self.rows_per_message != now.rows_per_message {
@@ -101,5 +126,53 @@ impl Journal {
             .inspect_err(|_| drop(std::fs::remove_file(&fresh)))
             .with_context(failed)?;
         std::fs::rename(&fresh, path).with_context(failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_gone_on_with_only_as_it_began() {
+        let name = |name: &str| -> ModelName { name.parse().expect("a name") };
+        let began = Journal {
+            job: "job".parse().expect("a job"),
+            model: name("m"),
+            version: None,
+            then: vec![name("next")],
+            takes: vec!["x:FP32:?".into()],
+            sources: vec![Source { path: "in.csv".into(), bytes: Some(7), modified: Some(1) }],
+            rows_per_message: 4,
+            reading: vec!["--header no".into()],
+            errors: "out.errors".into(),
+            replace: false,
+            written: Written::default(),
+        };
+        let folder = tempfile::tempdir().expect("a folder");
+        began.save(&folder.path().join("out.job")).expect("writes");
+        let began = Journal::open(&folder.path().join("out.job")).expect("reads");
+        began
+            .check_same(&Journal { written: Written { rows: 3, ..Written::default() }, ..began.clone() })
+            .expect("the same");
+        type Change = fn(&mut Journal);
+        let cases: [(Change, &str); 8] = [
+            (|now| now.model = "other".parse().expect("a name"), "it asked model `m`"),
+            (|now| now.version = Some("2".into()), "it had no --model-version, this has --model-version 2"),
+            (|now| now.then.clear(), "it had --then next, this has no --then"),
+            (|now| now.takes = vec!["x:FP32:4".into()], "the model took x:FP32:?, and takes x:FP32:4 now"),
+            (|now| now.sources[0].bytes = Some(8), "the input files are others"),
+            (|now| now.rows_per_message = 8, "it had --rows-per-message 4"),
+            (|now| now.reading.clear(), "it read the input by `--header no`"),
+            (|now| now.errors = "e".into(), "it had --errors out.errors"),
+        ];
+        for (change, expected) in cases {
+            let mut now = began.clone();
+            change(&mut now);
+            let refusal = began.check_same(&now).expect_err(expected).to_string();
+            assert!(refusal.contains(expected) && refusal.contains("--overwrite"), "{refusal}");
+        }
+        let older = Journal { takes: vec![], ..began.clone() };
+        assert!(older.check_same(&began).is_err(), "nobody knows how its messages were cut");
     }
 }

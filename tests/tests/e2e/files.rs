@@ -125,10 +125,17 @@ pub async fn an_interrupted_run_is_resumed_without_asking_again(kind: Kind) -> R
     unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) };
     let status = child.wait()?;
     assert_eq!(status.code(), Some(130), "it was over too soon to be interrupted");
-    let changed = stack.cli(&["submit", "m", "rows.jsonl", "-o", "out", "--rows-per-message", "8", "--resume"])?;
-    assert!(stderr(&changed).contains("it had --rows-per-message 4"), "{}", stderr(&changed));
     let mut resume = arguments.to_vec();
     resume.push("--resume");
+    for (changed, expected) in [
+        (["--takes", "x:FP32:?"], "the model took x:FP32:4, and takes x:FP32:? now"),
+        (["--then", "m"], "it had no --then, this has --then m"),
+    ] {
+        let changed = stack.cli(&[resume.as_slice(), &changed].concat())?;
+        assert!(changed.status.code() == Some(1) && stderr(&changed).contains(expected), "{}", stderr(&changed));
+    }
+    let changed = stack.cli(&["submit", "m", "rows.jsonl", "-o", "out", "--rows-per-message", "8", "--resume"])?;
+    assert!(stderr(&changed).contains("it had --rows-per-message 4"), "{}", stderr(&changed));
     let run = stack.cli(&resume)?;
     assert!(run.status.success(), "{}", stderr(&run));
     let answers = lines(&stack, "out")?;
