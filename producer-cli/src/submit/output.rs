@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{BufWriter, Stdout, Write};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use sluice_core::broker::Reply;
 use sluice_core::print::Unprinted;
@@ -19,7 +19,7 @@ pub struct Output {
     answers: Answers,
     errors_target: Target,
     /// Made when the first row fails.
-    errors: Option<BufWriter<File>>,
+    errors: Option<Part>,
     begin: Begin,
     /// What an earlier run left may be replaced.
     replace: bool,
@@ -28,7 +28,46 @@ pub struct Output {
 
 enum Answers {
     Stdout(BufWriter<Stdout>),
-    File(Target, BufWriter<File>),
+    File(Target, Part),
+}
+
+/// A file that is written, or that an earlier run put in its place as its last steps.
+enum Part {
+    Open(BufWriter<File>),
+    Finished,
+}
+
+impl Part {
+    fn open(target: &Target, begin: Begin) -> Result<Self> {
+        match begin {
+            Begin::After(bytes) if target.is_finished(bytes) => Ok(Self::Finished),
+            _ => Ok(Self::Open(target.open(begin)?)),
+        }
+    }
+
+    fn write(&mut self, target: &Target, bytes: &[u8]) -> Result<()> {
+        match self {
+            Self::Open(file) => file.write_all(bytes).with_context(|| cannot_write(target)),
+            Self::Finished => bail!(
+                "`{}`, which the earlier run wrote, is gone, and more was to come: --overwrite starts over",
+                target.written().display()
+            ),
+        }
+    }
+
+    fn flush(&mut self, target: &Target) -> Result<()> {
+        match self {
+            Self::Open(file) => file.flush().with_context(|| cannot_write(target)),
+            Self::Finished => Ok(()),
+        }
+    }
+
+    fn finish(&self, target: &Target, replace: bool) -> Result<()> {
+        match self {
+            Self::Open(file) => target.finish(file.get_ref(), replace),
+            Self::Finished => Ok(()),
+        }
+    }
 }
 
 impl Output {
@@ -37,11 +76,11 @@ impl Output {
         let after = |bytes| if let Begin::After(_) = begin { Begin::After(bytes) } else { begin };
         let answers = match &paths.output {
             None => Answers::Stdout(BufWriter::new(std::io::stdout())),
-            Some(target) => Answers::File(target.clone(), target.open(after(written.output_bytes))?),
+            Some(target) => Answers::File(target.clone(), Part::open(target, after(written.output_bytes))?),
         };
         let errors = match written.error_bytes {
             0 => None,
-            bytes => Some(paths.errors.open(after(bytes))?),
+            bytes => Some(Part::open(&paths.errors, after(bytes))?),
         };
         if let (Begin::After(_), None, Some(partial)) = (begin, &errors, &paths.errors.partial) {
             // Of rows that failed after the state was kept: they are asked for again.
@@ -91,7 +130,7 @@ impl Output {
     fn answer(&mut self, line: &[u8]) -> Result<()> {
         match &mut self.answers {
             Answers::Stdout(stdout) => stdout.write_all(line).map_err(Unprinted::from)?,
-            Answers::File(target, file) => file.write_all(line).with_context(|| cannot_write(target))?,
+            Answers::File(target, file) => file.write(target, line)?,
         }
         self.written.output_bytes += line.len() as u64;
         Ok(())
@@ -100,9 +139,9 @@ impl Output {
     fn fail(&mut self, line: &str) -> Result<()> {
         let file = match &mut self.errors {
             Some(file) => file,
-            None => self.errors.insert(self.errors_target.open(self.begin)?),
+            None => self.errors.insert(Part::open(&self.errors_target, self.begin)?),
         };
-        file.write_all(line.as_bytes()).with_context(|| cannot_write(&self.errors_target))?;
+        file.write(&self.errors_target, line.as_bytes())?;
         self.written.error_bytes += line.len() as u64;
         self.written.failed += 1;
         Ok(())
@@ -112,10 +151,10 @@ impl Output {
     pub fn flush(&mut self) -> Result<()> {
         match &mut self.answers {
             Answers::Stdout(stdout) => stdout.flush().map_err(Unprinted::from)?,
-            Answers::File(target, file) => file.flush().with_context(|| cannot_write(target))?,
+            Answers::File(target, file) => file.flush(target)?,
         }
         if let Some(errors) = &mut self.errors {
-            errors.flush().with_context(|| cannot_write(&self.errors_target))?;
+            errors.flush(&self.errors_target)?;
         }
         Ok(())
     }
@@ -127,20 +166,17 @@ impl Output {
         }
     }
 
-    /// Puts what is complete in its place.
+    /// Puts what is complete in its place: the answers first. Whatever fails then, or ends the run, a resumed one goes on with it.
     pub fn finish(mut self) -> Result<()> {
         // What an earlier run wrote of its failures is not true of this one.
         if self.errors.is_none() && self.replace && self.errors_target.is_file() && self.errors_target.place.exists() {
-            self.errors = Some(self.errors_target.open(Begin::Over)?);
+            self.errors = Some(Part::open(&self.errors_target, Begin::Over)?);
         }
         self.flush()?;
-        if let Some(errors) = &self.errors {
-            self.errors_target.finish(errors.get_ref(), self.replace)?;
+        if let Answers::File(target, file) = &self.answers {
+            file.finish(target, self.replace)?;
         }
-        match &self.answers {
-            Answers::Stdout(_) => Ok(()),
-            Answers::File(target, file) => target.finish(file.get_ref(), self.replace),
-        }
+        self.errors.as_ref().map_or(Ok(()), |errors| errors.finish(&self.errors_target, self.replace))
     }
 }
 
@@ -210,7 +246,38 @@ fn row_of(output: &Tensor, position: usize) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use super::super::paths::tests::of;
     use super::*;
+
+    #[test]
+    fn a_run_that_ends_between_its_files_is_gone_on_with() {
+        for occupied in ["out", "out.errors"] {
+            let folder = tempfile::tempdir().expect("a folder");
+            let at = folder.path();
+            std::fs::write(at.join("in"), "x").expect("writes");
+            let paths = of(at, &["in", "-o", "out"]).expect("paths");
+            let mut output = Output::open(&paths, &Written::default(), Begin::New, false).expect("opens");
+            output.answer(b"answer\n").expect("writes");
+            output.fail("failure\n").expect("writes");
+            output.flush().expect("writes");
+            let written = output.written;
+            // One of the two cannot be put in its place, and later it can.
+            std::fs::write(at.join(occupied), "of somebody else").expect("writes");
+            output.finish().expect_err("that is not replaced");
+            std::fs::remove_file(at.join(occupied)).expect("removes");
+            let paths = of(at, &["in", "-o", "out", "--resume"]).expect("paths");
+            let resume = || Output::open(&paths, &written, Begin::After(0), false);
+            resume().expect("what is there is known").finish().expect("both can be placed");
+            let text = |name: &str| std::fs::read_to_string(at.join(name)).unwrap_or_default();
+            assert_eq!((text("out").as_str(), text("out.errors").as_str()), ("answer\n", "failure\n"), "{occupied}");
+            assert!(!at.join("out.partial").exists() && !at.join("out.errors.partial").exists());
+            // It ended when all was done but for forgetting its state.
+            let mut output = resume().expect("all is there");
+            assert!(output.answer(b"more\n").is_err(), "that is finished");
+            output.finish().expect("nothing is left to do");
+            assert_eq!((text("out").as_str(), text("out.errors").as_str()), ("answer\n", "failure\n"), "{occupied}");
+        }
+    }
 
     #[test]
     fn each_row_becomes_a_line() {

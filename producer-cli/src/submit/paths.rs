@@ -154,13 +154,14 @@ fn of_file(metadata: &Metadata) -> Option<Identity> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use clap::Parser;
 
     use super::*;
     use crate::cli::{Arguments, Command};
 
-    fn of(folder: &Path, arguments: &[&str]) -> Result<Paths> {
+    /// The paths of `submit m ARGUMENTS`, names below the folder.
+    pub(in crate::submit) fn of(folder: &Path, arguments: &[&str]) -> Result<Paths> {
         // Names are below the folder; options and `-` are as they are.
         let named = |argument: &&str| match argument.starts_with('-') || ["durable", "inbox"].contains(argument) {
             true => PathBuf::from(argument),

@@ -59,6 +59,12 @@ impl Target {
         file(&self.place).is_some_and(|place| Some(place) == file(self.written()))
     }
 
+    /// Whether an earlier run that wrote so many bytes put them in their place.
+    pub fn is_finished(&self, bytes: u64) -> bool {
+        let placed = fs::metadata(&self.place).is_ok_and(|metadata| metadata.is_file() && metadata.len() == bytes);
+        placed && self.partial.as_ref().is_some_and(|partial| !partial.exists())
+    }
+
     /// Begins to write.
     pub fn open(&self, begin: Begin) -> Result<BufWriter<File>> {
         let path = self.written();
