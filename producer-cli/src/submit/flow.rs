@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use futures_util::future::BoxFuture;
@@ -48,7 +48,7 @@ pub enum Ended {
 }
 
 /// What became of a submission.
-enum Sent {
+enum Submitted {
     Queued,
     Refused(BrokerError),
 }
@@ -57,7 +57,7 @@ enum Sent {
 struct UnderWay {
     replies: Box<dyn Replies>,
     waiting: Waiting,
-    submitting: FuturesUnordered<BoxFuture<'static, (Key, Sent)>>,
+    submitting: FuturesUnordered<BoxFuture<'static, (Key, Submitted)>>,
     /// Answers that came before they were asked for: an earlier run did.
     early: BTreeMap<Key, Reply>,
     /// The first chunk that has not come yet.
@@ -109,8 +109,8 @@ impl Flow<'_> {
                     }
                 }
                 Some((key, sent)) = now.submitting.next() => match sent {
-                    Sent::Queued => {}
-                    Sent::Refused(error) => self.refused(key, error, &mut now)?,
+                    Submitted::Queued => {}
+                    Submitted::Refused(error) => self.refused(key, error, &mut now)?,
                 },
                 chunk = reader.chunks.recv(), if more && now.waiting.len() < self.window => match chunk {
                     None => more = false,
@@ -162,7 +162,7 @@ impl Flow<'_> {
         if let Some(reply) = now.early.remove(&key) {
             return self.answered(key, reply, now);
         }
-        if let Some(submission) = self.submission(&key, rows, now)? {
+        if let Some(submission) = self.submission(&key, rows, self.deadline, now)? {
             now.submitting.push(self.submit(key, submission));
         }
         Ok(())
@@ -191,10 +191,11 @@ impl Flow<'_> {
 
 /// What a person should know while it waits.
 fn note(now: &mut UnderWay) -> String {
+    let at = Instant::now();
     let (open, waited) = now
         .waiting
         .open()
-        .fold((0_usize, Duration::ZERO), |(open, longest), asked| (open + 1, longest.max(asked.sent.elapsed())));
+        .fold((0_usize, Duration::ZERO), |(open, longest), asked| (open + 1, longest.max(asked.sent.waits(at))));
     match now.tally.silent().min(waited) {
         _ if open == 0 => String::new(),
         _ if now.tally.requests == 0 => "waiting for a worker".into(),

@@ -52,16 +52,44 @@ pub struct Asked {
     pub key: Key,
     /// The good rows of its chunk that it asks for.
     pub rows: Range<u32>,
-    /// When it was last submitted.
-    pub sent: Instant,
-    /// Times it was asked again.
-    pub again: u32,
+    pub sent: Sent,
     pub reply: Option<Reply>,
 }
 
 impl Asked {
     fn new(key: Key, rows: Range<u32>) -> Self {
-        Self { key, rows, sent: Instant::now(), again: 0, reply: None }
+        Self { key, rows, sent: Sent::at(Instant::now()), reply: None }
+    }
+}
+
+/// When a request was submitted. Its deadline counts from the first time.
+#[derive(Debug, Clone, Copy)]
+pub struct Sent {
+    first: Instant,
+    last: Instant,
+    /// Times it was asked again.
+    pub again: u32,
+}
+
+impl Sent {
+    fn at(now: Instant) -> Self {
+        Self { first: now, last: now, again: 0 }
+    }
+
+    /// It is submitted once more.
+    pub fn again(&mut self, now: Instant) {
+        self.last = now;
+        self.again += 1;
+    }
+
+    /// How long it waits since it was last submitted.
+    pub fn waits(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.last)
+    }
+
+    /// What is left of the time that it has.
+    pub fn left(&self, deadline: Duration, now: Instant) -> Duration {
+        deadline.saturating_sub(now.saturating_duration_since(self.first))
     }
 }
 
@@ -113,7 +141,7 @@ impl Waiting {
         let first = key.part.map_or(0, |(first, _)| first);
         let at = entry.asked.partition_point(|asked| asked.rows.start < first);
         let asked = entry.asked.get_mut(at).filter(|asked| asked.key == *key && asked.reply.is_none())?;
-        let (rows, latency) = (asked.rows.clone(), asked.sent.elapsed());
+        let (rows, latency) = (asked.rows.clone(), asked.sent.waits(Instant::now()));
         if rows.len() > 1 && reply.error.is_some_and(may_be_one_rows) {
             let parts: Vec<_> = parts(&rows).map(|rows| (Key::part_of(key.chunk, &rows), rows)).collect();
             entry.asked.splice(at..=at, parts.iter().map(|(key, rows)| Asked::new(key.clone(), rows.clone())));
@@ -195,6 +223,16 @@ mod tests {
         waiting.push(chunk(1, 4));
         let late = waiting.answer(&Key::whole(1), reply(Some(ErrorCode::DeadlineExceeded)));
         assert!(matches!(late, Some(Answered::Rows(4, _))), "{late:?}");
+    }
+
+    #[test]
+    fn asking_again_gives_a_request_no_more_time() {
+        let (began, second) = (Instant::now(), Duration::from_secs(1));
+        let mut sent = Sent::at(began);
+        sent.again(began + 20 * second);
+        assert_eq!((sent.again, sent.waits(began + 25 * second)), (1, 5 * second));
+        assert_eq!(sent.left(30 * second, began + 25 * second), 5 * second);
+        assert_eq!(sent.left(30 * second, began + 31 * second), Duration::ZERO);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use sluice_core::{Envelope, ErrorCode, Failure, codec};
 
 use super::super::divide::part;
 use super::super::waiting::{Asked, Key, Waiting};
-use super::{Flow, Sent, UnderWay};
+use super::{Flow, Submitted, UnderWay};
 use crate::cli::ReplyMode;
 use crate::common;
 
@@ -25,15 +25,21 @@ const PERHAPS_LOST: Duration = Duration::from_secs(20);
 const GRACE: Duration = Duration::from_secs(2);
 
 impl Flow<'_> {
-    /// The request for these rows; none if their chunk is gone.
-    pub(super) fn submission(&self, key: &Key, rows: &Range<u32>, now: &UnderWay) -> Result<Option<Submission>> {
+    /// The request for these rows, with the time that is left for it; none if their chunk is gone.
+    pub(super) fn submission(
+        &self,
+        key: &Key,
+        rows: &Range<u32>,
+        left: Option<Duration>,
+        now: &UnderWay,
+    ) -> Result<Option<Submission>> {
         let Some(chunk) = now.waiting.entry(key.chunk).map(|entry| &entry.chunk) else { return Ok(None) };
         let Some(body) = &chunk.body else { return Ok(None) };
         let body: Bytes = match key.is_part() {
             true => part(body, rows).map_err(|failure| anyhow::anyhow!(failure.message))?,
             false => body.clone(),
         };
-        let deadline = self.deadline.map(|deadline| unix_ms() + deadline.as_millis() as u64);
+        let deadline = left.map(|left| unix_ms() + left.as_millis() as u64);
         let envelope = Envelope {
             reply_to: Some(now.replies.reply_to()),
             lane: self.routing.lane,
@@ -49,20 +55,20 @@ impl Flow<'_> {
     }
 
     /// Submits until the broker has it or refuses it for good. A full queue and an outage are waited out.
-    pub(super) fn submit(&self, key: Key, submission: Submission) -> BoxFuture<'static, (Key, Sent)> {
+    pub(super) fn submit(&self, key: Key, submission: Submission) -> BoxFuture<'static, (Key, Submitted)> {
         let broker = Arc::clone(&self.broker);
         let body_bytes = self.body_bytes;
         Box::pin(async move {
             let size = submission.body.len();
             if let Some(limit) = body_bytes.filter(|limit| size as u64 > *limit) {
                 let limit = format!("the queue takes {limit} bytes; lower --rows-per-message");
-                return (key, Sent::Refused(BrokerError::TooLarge { size, limit }));
+                return (key, Submitted::Refused(BrokerError::TooLarge { size, limit }));
             }
             loop {
                 match broker.submit(submission.clone()).await {
-                    Ok(Receipt::Queued | Receipt::Duplicate) => return (key, Sent::Queued),
+                    Ok(Receipt::Queued | Receipt::Duplicate) => return (key, Submitted::Queued),
                     Err(error) if error.is_transient() => tokio::time::sleep(PAUSE).await,
-                    Err(error) => return (key, Sent::Refused(error)),
+                    Err(error) => return (key, Submitted::Refused(error)),
                 }
             }
         })
@@ -89,7 +95,8 @@ impl Flow<'_> {
     /// Nobody need be there to say that a deadline has passed: the model may be stopped, and its requests wait.
     pub(super) fn give_up_late(&self, now: &mut UnderWay) -> Result<()> {
         let Some(deadline) = self.deadline else { return Ok(()) };
-        let late = |asked: &&mut Asked| asked.sent.elapsed() > deadline + GRACE;
+        let at = Instant::now();
+        let late = |asked: &&mut Asked| asked.sent.left(deadline + GRACE, at).is_zero();
         let late: Vec<Key> = now.waiting.open().filter(late).map(|asked| asked.key.clone()).collect();
         let reason = format!("no answer came within the deadline of {}", common::short(deadline));
         let failure = Failure::new(ErrorCode::DeadlineExceeded, reason);
@@ -101,14 +108,15 @@ impl Flow<'_> {
         if self.mode != ReplyMode::Inbox || !self.nothing_waits_for(&mut now.waiting).await {
             return Ok(());
         }
+        let at = Instant::now();
         let lost = now.waiting.open().map(|asked| {
-            asked.again += 1;
-            asked.sent = Instant::now();
-            (asked.key.clone(), asked.rows.clone(), asked.again)
+            asked.sent.again(at);
+            (asked.key.clone(), asked.rows.clone(), asked.sent)
         });
-        for (key, rows, again) in lost.collect::<Vec<_>>() {
-            if let Some(submission) = self.submission(&key, &rows, now)? {
-                now.submitting.push(self.submit(key, submission.again(again)));
+        for (key, rows, sent) in lost.collect::<Vec<_>>() {
+            let left = self.deadline.map(|deadline| sent.left(deadline, at));
+            if let Some(submission) = self.submission(&key, &rows, left, now)? {
+                now.submitting.push(self.submit(key, submission.again(sent.again)));
             }
         }
         Ok(())
@@ -117,7 +125,8 @@ impl Flow<'_> {
     /// Whether answers are overdue and the queue is empty: then they were lost on the way.
     async fn nothing_waits_for(&self, waiting: &mut Waiting) -> bool {
         // Each time twice as long: not every broker tells what still runs.
-        let overdue = |asked: &Asked| asked.sent.elapsed() > PERHAPS_LOST * 2_u32.saturating_pow(asked.again);
+        let at = Instant::now();
+        let overdue = |asked: &Asked| asked.sent.waits(at) > PERHAPS_LOST * 2_u32.saturating_pow(asked.sent.again);
         let mut open = waiting.open().map(|asked| overdue(asked)).peekable();
         if open.peek().is_none() || !open.all(|overdue| overdue) {
             return false;
