@@ -74,6 +74,10 @@ impl Output {
     /// Opens the output: anew, or cut to what was written when the state was kept.
     pub fn open(paths: &Paths, written: &Written, begin: Begin, replace: bool) -> Result<Self> {
         let after = |bytes| if let Begin::After(_) = begin { Begin::After(bytes) } else { begin };
+        if begin != Begin::New && written.error_bytes == 0 {
+            // Of an earlier run that is replaced, or of rows that failed after the state was kept: they are asked for again.
+            paths.errors.clear()?;
+        }
         let answers = match &paths.output {
             None => Answers::Stdout(BufWriter::new(std::io::stdout())),
             Some(target) => Answers::File(target.clone(), Part::open(target, after(written.output_bytes))?),
@@ -82,12 +86,6 @@ impl Output {
             0 => None,
             bytes => Some(Part::open(&paths.errors, after(bytes))?),
         };
-        if let (Begin::After(_), None, Some(partial)) = (begin, &errors, &paths.errors.partial) {
-            // Of rows that failed after the state was kept: they are asked for again.
-            std::fs::remove_file(partial)
-                .or_else(super::ignore_missing)
-                .with_context(|| cannot_write(&paths.errors))?;
-        }
         let begin = if begin == Begin::Over { Begin::Over } else { Begin::New };
         Ok(Self { answers, errors_target: paths.errors.clone(), errors, begin, replace, written: *written })
     }
@@ -277,6 +275,22 @@ mod tests {
             output.finish().expect("nothing is left to do");
             assert_eq!((text("out").as_str(), text("out.errors").as_str()), ("answer\n", "failure\n"), "{occupied}");
         }
+    }
+
+    #[test]
+    fn what_failed_in_a_run_that_is_replaced_goes_with_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("in"), "x").expect("writes");
+        std::fs::write(at("out.errors.partial"), "of an earlier run").expect("writes");
+        let paths = of(folder.path(), &["in", "-o", "out", "--overwrite"]).expect("paths");
+        let open = || Output::open(&paths, &Written::default(), Begin::Over, true);
+        let other = File::open(at("out.errors.partial")).expect("is there");
+        other.lock().expect("locks");
+        assert!(open().is_err() && at("out.errors.partial").exists(), "another run writes it");
+        drop(other);
+        open().expect("opens").finish().expect("ends");
+        assert!(at("out").exists() && !at("out.errors.partial").exists());
     }
 
     #[test]

@@ -102,6 +102,13 @@ impl Target {
         Ok(BufWriter::with_capacity(1 << 16, file))
     }
 
+    /// Removes what an earlier run left unfinished, unless another run is writing it.
+    pub fn clear(&self) -> Result<()> {
+        let Some(partial) = self.partial.as_ref().filter(|partial| partial.exists()) else { return Ok(()) };
+        let _held = self.open(Begin::Over)?;
+        fs::remove_file(partial).with_context(|| format!("cannot remove `{}`", partial.display()))
+    }
+
     /// Moves what is complete to its place. Only with `replace` is there anything replaced.
     pub fn finish(&self, file: &File, replace: bool) -> Result<()> {
         let Some(partial) = &self.partial else { return Ok(()) };
