@@ -21,7 +21,7 @@ use crate::cli::{Global, ReplyMode, Submit};
 use crate::input::{Notes, Reading};
 use crate::takes::{InputSpec, learn};
 use crate::{common, exit};
-use chunk::Reader;
+use chunk::{Reader, Unreadable};
 use flow::{Ended, Flow};
 use journal::{Journal, Source, Written};
 use output::Output;
@@ -144,9 +144,12 @@ pub async fn run(global: &Global, options: Submit) -> Result<ExitCode> {
 
 /// What went wrong, and what can be done about it.
 fn with_way_on(error: Error, way_on: &str) -> Error {
-    match error.is::<Unprinted>() || way_on.is_empty() {
-        true => error,
-        false => anyhow!("{error:#}; when that is mended, {way_on}"),
+    if error.is::<Unprinted>() || way_on.is_empty() {
+        error
+    } else if error.is::<Unreadable>() {
+        anyhow!("{error:#}; --resume cannot help with that: start over by --overwrite")
+    } else {
+        anyhow!("{error:#}; when that is mended, {way_on}")
     }
 }
 

@@ -1,5 +1,6 @@
 //! Packs rows into messages, on a thread of its own: reading a file waits for the disk.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -51,13 +52,22 @@ impl Chunk {
         let end = self.first_row + self.rows.len() as u64;
         if self.first_row < rows && rows < end {
             bail!(
-                "the earlier run wrote {rows} rows, and now a message has rows {} to {}: it packed them differently, so that it cannot \
-                 be gone on with; --overwrite starts over",
+                "it wrote {rows} rows, and now a message has rows {} to {}, so it cut messages differently",
                 self.first_row,
                 end - 1
             );
         }
         Ok(end <= rows)
+    }
+}
+
+/// An input that cannot be read to its end. What is mended is another input, so that a run cannot be gone on with.
+#[derive(Debug)]
+pub struct Unreadable(String);
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
     }
 }
 
@@ -67,11 +77,16 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Opens the first file, and starts reading at row `skip`.
+    /// Opens the first file, looks at the others, and starts reading at row `skip`.
     pub fn start(reading: Reading, files: Vec<PathBuf>, rows_per_message: u32, skip: u64) -> Result<Self> {
         let mut files = files.into_iter();
         let first = files.next().context("no files")?;
         let mut rows = reading.open(&first)?;
+        let look = Reading { consumed: Arc::default(), ..reading.clone() };
+        // What is read of a pipe is gone.
+        for file in files.as_slice().iter().filter(|file| file.is_file()) {
+            drop(look.open(file)?);
+        }
         let mut name: Arc<str> = first.display().to_string().into();
         let (sender, chunks) = mpsc::channel(READ_AHEAD);
         let mut packer = Packer {
@@ -89,7 +104,8 @@ impl Reader {
                 Ok(true) => true,
                 Ok(false) => sender.blocking_send(Ok(chunk)).is_ok(),
                 Err(error) => {
-                    let _ = sender.blocking_send(Err(error));
+                    let unreadable = Unreadable("cannot go on with the earlier run".into());
+                    let _ = sender.blocking_send(Err(error.context(unreadable)));
                     false
                 }
             };
@@ -98,7 +114,8 @@ impl Reader {
                     let item = match item {
                         Ok(item) => item,
                         Err(error) => {
-                            let _ = sender.blocking_send(Err(error.context(format!("cannot read on in `{name}`"))));
+                            let unreadable = Unreadable(format!("cannot read on in `{name}`"));
+                            let _ = sender.blocking_send(Err(error.context(unreadable)));
                             return;
                         }
                     };
@@ -114,7 +131,8 @@ impl Reader {
                 match reading.open(&file) {
                     Ok(opened) => rows = opened,
                     Err(error) => {
-                        let _ = sender.blocking_send(Err(error));
+                        let unreadable = Unreadable("cannot read all files".into());
+                        let _ = sender.blocking_send(Err(error.context(unreadable)));
                         return;
                     }
                 }
@@ -197,9 +215,13 @@ impl Packer {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use sluice_core::Datatype;
 
     use super::*;
+    use crate::cli::Files;
+    use crate::input::Notes;
 
     fn packer(limit: u32) -> Packer {
         let input = InputSpec { name: "x".into(), datatype: Datatype::Uint8, sizes: vec![None] };
@@ -226,6 +248,42 @@ mod tests {
         let last = packer.close(0).expect("the rest");
         assert_eq!((last.index, last.first_row), (2, 4));
         assert!(packer.close(0).is_none());
+    }
+
+    fn reader(folder: &Path, files: &[(&str, &[u8])]) -> Result<Reader> {
+        let inputs = [InputSpec { name: "x".into(), datatype: Datatype::Uint8, sizes: vec![Some(2)] }].into();
+        let notes = Notes::new(|_| {}).into();
+        let reading = Reading { inputs, options: Files::default(), notes, consumed: Arc::default() };
+        let paths = files.iter().map(|(name, content)| {
+            std::fs::write(folder.join(name), content).expect("writes");
+            folder.join(name)
+        });
+        Reader::start(reading, paths.collect(), 1, 0)
+    }
+
+    #[test]
+    fn all_files_are_looked_at_before_a_row_of_the_first_is_given() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let good: (&str, &[u8]) = ("a.csv", b"5,3\n7,1\n");
+        for bad in [("b.npy", &b"not numpy"[..]), ("b.csv", b"1,2,3\n"), ("b.unknown", b"")] {
+            let refusal = reader(folder.path(), &[good, bad]).err().expect(bad.0);
+            assert!(format!("{refusal:#}").contains(bad.0), "{refusal:#}");
+        }
+        let mut reader = reader(folder.path(), &[good, ("c.csv", b"9,4\n")]).expect("all can be read");
+        let chunks: Vec<Chunk> =
+            std::iter::from_fn(|| reader.chunks.blocking_recv()).map(|it| it.expect("read")).collect();
+        assert_eq!(chunks.iter().map(|chunk| chunk.first_row).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(chunks[2].consumed, 12, "each byte counts once");
+    }
+
+    #[test]
+    fn an_input_that_cannot_be_read_to_its_end_is_told_apart() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let array =
+            b"\x93NUMPY\x01\0\x46\0{'descr': '|u1', 'fortran_order': False, 'shape': (3, 2), }          \n\x01\x02\x03";
+        let mut reader = reader(folder.path(), &[("cut.npy", array)]).expect("it begins well");
+        let ends = std::iter::from_fn(|| reader.chunks.blocking_recv()).find_map(Result::err).expect("it is cut");
+        assert!(ends.is::<Unreadable>(), "{ends:#}");
     }
 
     #[test]
