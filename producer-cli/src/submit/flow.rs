@@ -88,6 +88,9 @@ impl Flow<'_> {
         let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
         let mut consumed = 0;
         let ended = loop {
+            while let Some((key, rows)) = now.waiting.next(self.window) {
+                self.ask(key, &rows, &mut now)?;
+            }
             while let Some(done) = now.waiting.pop() {
                 output.write(&done)?;
                 consumed = done.chunk.consumed;
@@ -112,16 +115,12 @@ impl Flow<'_> {
                     Submitted::Queued => {}
                     Submitted::Refused(error) => self.refused(key, error, &mut now)?,
                 },
-                chunk = reader.chunks.recv(), if more && now.waiting.len() < self.window => match chunk {
+                chunk = reader.chunks.recv(), if more && now.waiting.has_room(self.window) => match chunk {
                     None => more = false,
                     Some(chunk) => {
                         let chunk = chunk?;
-                        let (key, rows, ask) = (Key::whole(chunk.index), 0..chunk.good, chunk.body.is_some());
                         now.upcoming = chunk.index + 1;
                         now.waiting.push(chunk);
-                        if ask {
-                            self.ask(key, &rows, &mut now)?;
-                        }
                     }
                 },
                 _ = tick.tick() => {
@@ -163,6 +162,7 @@ impl Flow<'_> {
             return self.answered(key, reply, now);
         }
         if let Some(submission) = self.submission(&key, rows, self.deadline, now)? {
+            now.waiting.sent(&key, Instant::now());
             now.submitting.push(self.submit(key, submission));
         }
         Ok(())
@@ -177,12 +177,7 @@ impl Flow<'_> {
             _ => match now.waiting.answer(&key, reply) {
                 None => {}
                 Some(Answered::Rows(rows, latency)) => now.tally.answered(rows, latency),
-                Some(Answered::Divided(latency, parts)) => {
-                    now.tally.answered(0, latency);
-                    for (key, rows) in parts {
-                        self.ask(key, &rows, now)?;
-                    }
-                }
+                Some(Answered::Divided(latency)) => now.tally.answered(0, latency),
             },
         }
         Ok(())
@@ -195,7 +190,7 @@ fn note(now: &mut UnderWay) -> String {
     let (open, waited) = now
         .waiting
         .open()
-        .fold((0_usize, Duration::ZERO), |(open, longest), asked| (open + 1, longest.max(asked.sent.waits(at))));
+        .fold((0_usize, Duration::ZERO), |(open, longest), (_, _, sent)| (open + 1, longest.max(sent.waits(at))));
     match now.tally.silent().min(waited) {
         _ if open == 0 => String::new(),
         _ if now.tally.requests == 0 => "waiting for a worker".into(),

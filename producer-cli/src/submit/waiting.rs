@@ -47,18 +47,19 @@ impl Key {
     }
 }
 
-/// A request that is under way, or answered.
+/// A request: to be submitted, under way, or answered.
 pub struct Asked {
     pub key: Key,
     /// The good rows of its chunk that it asks for.
     pub rows: Range<u32>,
-    pub sent: Sent,
+    /// `None` until it is submitted: there was no room in the window yet, or its answer was there.
+    sent: Option<Sent>,
     pub reply: Option<Reply>,
 }
 
 impl Asked {
     fn new(key: Key, rows: Range<u32>) -> Self {
-        Self { key, rows, sent: Sent::at(Instant::now()), reply: None }
+        Self { key, rows, sent: None, reply: None }
     }
 }
 
@@ -105,8 +106,8 @@ pub struct Entry {
 pub enum Answered {
     /// So many rows have their answer, after so long.
     Rows(u32, Duration),
-    /// One row may be what failed: these are to be asked for, each by itself.
-    Divided(Duration, Vec<(Key, Range<u32>)>),
+    /// One row may be what failed: its rows are to be asked for in parts.
+    Divided(Duration),
 }
 
 /// The chunks under way, by their index without gaps.
@@ -114,6 +115,10 @@ pub enum Answered {
 pub struct Waiting {
     first: u64,
     entries: VecDeque<Entry>,
+    /// Requests that are to be submitted, in this order.
+    queued: VecDeque<(Key, Range<u32>)>,
+    /// Requests that are submitted and not answered.
+    under_way: usize,
 }
 
 impl Waiting {
@@ -127,7 +132,42 @@ impl Waiting {
             self.first = chunk.index;
         }
         let all = chunk.body.as_ref().map(|_| Asked::new(Key::whole(chunk.index), 0..chunk.good));
+        self.queued.extend(all.iter().map(|asked| (asked.key.clone(), asked.rows.clone())));
         self.entries.push_back(Entry { asked: all.into_iter().collect(), chunk });
+    }
+
+    /// Whether another chunk may be asked for: no more requests than the window are under way, and parts come first.
+    pub fn has_room(&self, window: usize) -> bool {
+        self.entries.len() < window && self.under_way < window && self.queued.is_empty()
+    }
+
+    /// What is to be asked for next, if the window has room: a message that fails may become as many requests as it has rows.
+    pub fn next(&mut self, window: usize) -> Option<(Key, Range<u32>)> {
+        while self.under_way < window {
+            let (key, rows) = self.queued.pop_front()?;
+            // An earlier run may have asked for it, and the answer have come meanwhile.
+            if self.asked(&key).is_some() {
+                return Some((key, rows));
+            }
+        }
+        None
+    }
+
+    /// Notes that a request is being submitted.
+    pub fn sent(&mut self, key: &Key, now: Instant) {
+        if let Some(asked) = self.asked(key)
+            && asked.sent.replace(Sent::at(now)).is_none()
+        {
+            self.under_way += 1;
+        }
+    }
+
+    /// A request that has no answer yet.
+    fn asked(&mut self, key: &Key) -> Option<&mut Asked> {
+        let at = usize::try_from(key.chunk.checked_sub(self.first)?).ok()?;
+        let asked = &mut self.entries.get_mut(at)?.asked;
+        let at = position(asked, key);
+        asked.get_mut(at).filter(|asked| asked.key == *key && asked.reply.is_none())
     }
 
     pub fn entry(&self, chunk: u64) -> Option<&Entry> {
@@ -136,19 +176,24 @@ impl Waiting {
 
     /// Notes an answer; `None` if nobody waits for it: it came twice, or was written in an earlier run.
     pub fn answer(&mut self, key: &Key, reply: Reply) -> Option<Answered> {
-        let at = usize::try_from(key.chunk.checked_sub(self.first)?).ok()?;
-        let entry = self.entries.get_mut(at)?;
-        let first = key.part.map_or(0, |(first, _)| first);
-        let at = entry.asked.partition_point(|asked| asked.rows.start < first);
-        let asked = entry.asked.get_mut(at).filter(|asked| asked.key == *key && asked.reply.is_none())?;
-        let (rows, latency) = (asked.rows.clone(), asked.sent.waits(Instant::now()));
-        if rows.len() > 1 && reply.error.is_some_and(may_be_one_rows) {
-            let parts: Vec<_> = parts(&rows).map(|rows| (Key::part_of(key.chunk, &rows), rows)).collect();
-            entry.asked.splice(at..=at, parts.iter().map(|(key, rows)| Asked::new(key.clone(), rows.clone())));
-            return Some(Answered::Divided(latency, parts));
+        let asked = self.asked(key)?;
+        let rows = asked.rows.clone();
+        let divided = rows.len() > 1 && reply.error.is_some_and(may_be_one_rows);
+        let sent = asked.sent.take();
+        if !divided {
+            asked.reply = Some(reply);
         }
-        asked.reply = Some(reply);
-        Some(Answered::Rows(rows.len() as u32, latency))
+        self.under_way -= usize::from(sent.is_some());
+        let latency = sent.map_or(Duration::ZERO, |sent| sent.waits(Instant::now()));
+        if !divided {
+            return Some(Answered::Rows(rows.len() as u32, latency));
+        }
+        let parts: Vec<_> = parts(&rows).map(|rows| (Key::part_of(key.chunk, &rows), rows)).collect();
+        let entry = self.entries.get_mut(usize::try_from(key.chunk.checked_sub(self.first)?).ok()?)?;
+        let at = position(&entry.asked, key);
+        entry.asked.splice(at..=at, parts.iter().map(|(key, rows)| Asked::new(key.clone(), rows.clone())));
+        self.queued.extend(parts);
+        Some(Answered::Divided(latency))
     }
 
     /// The next chunk in order, if all its rows have their answers.
@@ -160,10 +205,17 @@ impl Waiting {
         self.entries.pop_front()
     }
 
-    /// Requests that are not answered.
-    pub fn open(&mut self) -> impl Iterator<Item = &mut Asked> {
-        self.entries.iter_mut().flat_map(|entry| &mut entry.asked).filter(|asked| asked.reply.is_none())
+    /// Requests that are under way, each with when it was submitted.
+    pub fn open(&mut self) -> impl Iterator<Item = (&Key, &Range<u32>, &mut Sent)> {
+        let asked = self.entries.iter_mut().flat_map(|entry| &mut entry.asked);
+        asked.filter_map(|asked| Some((&asked.key, &asked.rows, asked.sent.as_mut()?)))
     }
+}
+
+/// Where a request is, or would be, among those of its chunk.
+fn position(asked: &[Asked], key: &Key) -> usize {
+    let first = key.part.map_or(0, |(first, _)| first);
+    asked.partition_point(|asked| asked.rows.start < first)
 }
 
 #[cfg(test)]
@@ -195,7 +247,9 @@ mod tests {
         assert!(answer(&mut waiting, 7).is_some());
         assert!(answer(&mut waiting, 7).is_none(), "it came twice");
         assert!(waiting.pop().is_none(), "the first is still open");
-        assert_eq!(waiting.open().count(), 1);
+        assert!(waiting.next(8).is_some_and(|(key, _)| key == Key::whole(5)));
+        waiting.sent(&Key::whole(5), Instant::now());
+        assert_eq!((waiting.open().count(), waiting.next(8)), (1, None));
         assert!(answer(&mut waiting, 5).is_some());
         let order: Vec<u64> = std::iter::from_fn(|| waiting.pop()).map(|entry| entry.chunk.index).collect();
         assert_eq!(order, [5, 6, 7]);
@@ -207,7 +261,9 @@ mod tests {
         let mut waiting = Waiting::default();
         waiting.push(chunk(0, 4));
         let failed = || reply(Some(ErrorCode::ModelFailed));
-        let Some(Answered::Divided(_, parts)) = waiting.answer(&Key::whole(0), failed()) else { panic!("not divided") };
+        let divided = waiting.answer(&Key::whole(0), failed());
+        assert!(matches!(divided, Some(Answered::Divided(_))), "{divided:?}");
+        let parts: Vec<_> = std::iter::from_fn(|| waiting.next(8)).skip_while(|(key, _)| !key.is_part()).collect();
         assert_eq!(parts.iter().map(|(_, rows)| rows.clone()).collect::<Vec<_>>(), [0..1, 1..2, 2..3, 3..4]);
         assert!(waiting.answer(&Key::whole(0), failed()).is_none(), "it came twice");
         for (at, (key, _)) in parts.iter().enumerate().rev() {
@@ -223,6 +279,43 @@ mod tests {
         waiting.push(chunk(1, 4));
         let late = waiting.answer(&Key::whole(1), reply(Some(ErrorCode::DeadlineExceeded)));
         assert!(matches!(late, Some(Answered::Rows(4, _))), "{late:?}");
+    }
+
+    #[test]
+    fn no_more_requests_than_the_window_are_under_way_however_many_parts_there_are() {
+        let mut waiting = Waiting::default();
+        let submit = |waiting: &mut Waiting| {
+            while let Some((key, _)) = waiting.next(3) {
+                waiting.sent(&key, Instant::now());
+            }
+            waiting.open().map(|(key, ..)| key.clone()).collect::<Vec<_>>()
+        };
+        let (mut most, mut asked, mut next) = (0, 0, 0);
+        // All that there is fails, until each row stands alone.
+        loop {
+            while next < 6 && waiting.has_room(3) {
+                waiting.push(chunk(next, 40));
+                next += 1;
+                submit(&mut waiting);
+            }
+            let open = submit(&mut waiting);
+            most = most.max(open.len());
+            let Some(key) = open.last() else { break };
+            asked += 1;
+            waiting.answer(key, reply(Some(ErrorCode::ModelFailed))).expect("it is under way");
+            while waiting.pop().is_some() {}
+        }
+        // 40 rows are asked for at once, then 39 of them by three, and in the end each by itself.
+        assert_eq!((most, asked, waiting.len()), (3, 6 * (1 + 13 + 40), 0));
+    }
+
+    #[test]
+    fn what_an_earlier_run_asked_for_is_not_asked_again_when_its_answer_comes_first() {
+        let mut waiting = Waiting::default();
+        waiting.push(chunk(0, 1));
+        assert!(waiting.answer(&Key::whole(0), reply(None)).is_some());
+        assert_eq!((waiting.next(3), waiting.open().count()), (None, 0));
+        assert!(waiting.pop().is_some() && waiting.has_room(1));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use sluice_core::clock::unix_ms;
 use sluice_core::{Envelope, ErrorCode, Failure, codec};
 
 use super::super::divide::part;
-use super::super::waiting::{Asked, Key, Waiting};
+use super::super::waiting::{Key, Sent, Waiting};
 use super::{Flow, Submitted, UnderWay};
 use crate::cli::ReplyMode;
 use crate::common;
@@ -96,8 +96,9 @@ impl Flow<'_> {
     pub(super) fn give_up_late(&self, now: &mut UnderWay) -> Result<()> {
         let Some(deadline) = self.deadline else { return Ok(()) };
         let at = Instant::now();
-        let late = |asked: &&mut Asked| asked.sent.left(deadline + GRACE, at).is_zero();
-        let late: Vec<Key> = now.waiting.open().filter(late).map(|asked| asked.key.clone()).collect();
+        let open = now.waiting.open();
+        let late = open.filter(|(_, _, sent)| sent.left(deadline + GRACE, at).is_zero());
+        let late: Vec<Key> = late.map(|(key, ..)| key.clone()).collect();
         let reason = format!("no answer came within the deadline of {}", common::short(deadline));
         let failure = Failure::new(ErrorCode::DeadlineExceeded, reason);
         late.into_iter().try_for_each(|key| self.failed(key, &failure, now))
@@ -109,9 +110,9 @@ impl Flow<'_> {
             return Ok(());
         }
         let at = Instant::now();
-        let lost = now.waiting.open().map(|asked| {
-            asked.sent.again(at);
-            (asked.key.clone(), asked.rows.clone(), asked.sent)
+        let lost = now.waiting.open().map(|(key, rows, sent)| {
+            sent.again(at);
+            (key.clone(), rows.clone(), *sent)
         });
         for (key, rows, sent) in lost.collect::<Vec<_>>() {
             let left = self.deadline.map(|deadline| sent.left(deadline, at));
@@ -126,8 +127,8 @@ impl Flow<'_> {
     async fn nothing_waits_for(&self, waiting: &mut Waiting) -> bool {
         // Each time twice as long: not every broker tells what still runs.
         let at = Instant::now();
-        let overdue = |asked: &Asked| asked.sent.waits(at) > PERHAPS_LOST * 2_u32.saturating_pow(asked.sent.again);
-        let mut open = waiting.open().map(|asked| overdue(asked)).peekable();
+        let overdue = |sent: &Sent| sent.waits(at) > PERHAPS_LOST * 2_u32.saturating_pow(sent.again);
+        let mut open = waiting.open().map(|(_, _, sent)| overdue(sent)).peekable();
         if open.peek().is_none() || !open.all(|overdue| overdue) {
             return false;
         }
