@@ -408,7 +408,7 @@ pub async fn a_package_may_come_as_an_archive_and_a_profile_from_an_editor(kind:
     let edited = edit("'s/^# max_rows = .*/max_rows = 5/'")?;
     assert!(edited.status.success(), "{}", String::from_utf8_lossy(&edited.stderr));
     let shown = model(&stack, &["profile", "show", "m", "--json"])?;
-    assert!(shown.contains(r#""key":"batching.max_rows","tuned":true,"value":"5""#), "{shown}");
+    assert!(shown.contains(r#""key":"batching.max_rows","tuned":true,"value":5"#), "{shown}");
     let wrong = edit("'s/^max_rows = .*/max_rows = 0/'")?;
     let text = String::from_utf8_lossy(&wrong.stderr).into_owned();
     assert!(!wrong.status.success() && text.contains("`batching.max_rows` must be greater than 0"), "{text}");
