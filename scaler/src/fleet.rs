@@ -92,9 +92,12 @@ impl Fleet {
         let Some(report) = self.of_twins(report, now) else { return };
         let known = self.counted.contains_key(&report.host);
         let (started, counted) = self.counted.entry(report.host.clone()).or_default();
-        if std::mem::replace(started, report.started) != report.started {
+        let before = std::mem::replace(started, report.started);
+        if before != report.started {
             counted.clear();
         }
+        // Of a process that began later all is new; one that comes back did most of it before.
+        let known = known && report.started >= before;
         for model in &report.models {
             match (&model.serving, model.state, model.revision) {
                 (Some(_), ..) => _ = self.failed.remove(&model.model),
@@ -345,6 +348,13 @@ mod tests {
         // It was only cut off.
         fleet.hear(first.clone(), ms(7500));
         assert_eq!((works(&fleet, ms(7500)), twin(&fleet, ms(7500))), (Some(1), Some(2)));
+        // One that comes back has done nothing lately.
+        let model: ModelName = "m".parse().expect("a name");
+        let mut fleet = Fleet::default();
+        fleet.hear(report("a", 1, 1_000_000, 0.1), ms(0));
+        fleet.hear(second.clone(), ms(7000));
+        fleet.hear(report("a", 1, 1_000_005, 0.1), ms(7500));
+        assert_eq!(fleet.done(&model), 0);
         // One that was started anew, by a supervisor after a crash.
         let mut fleet = Fleet::default();
         fleet.hear(first, ms(0));

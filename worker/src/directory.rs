@@ -94,10 +94,7 @@ impl Directory {
                 }
                 signal = signals.next() => {
                     let payload = signal.context("listening for new revisions")?.payload;
-                    if let Err(error) = self.tell_registry().await {
-                        warn!(%error, "cannot read which registry this is; looking again soon");
-                        return Ok(Some(()));
-                    }
+                    self.tell_registry().await;
                     let name = std::str::from_utf8(&payload).ok().and_then(|name| name.parse::<ModelName>().ok());
                     match name.filter(|model| self.all || known.contains_key(model)) {
                         Some(model) => model,
@@ -128,7 +125,7 @@ impl Directory {
         &self,
         known: &mut BTreeMap<ModelName, watch::Sender<Option<Revision>>>,
     ) -> Result<(), RegistryError> {
-        self.tell_registry().await?;
+        self.tell_registry().await;
         known.retain(|_, revision| !revision.is_closed());
         if self.all {
             for model in self.registry.models().await? {
@@ -142,13 +139,17 @@ impl Directory {
         Ok(())
     }
 
-    /// Puts up which registry this is, until that is known for good.
-    async fn tell_registry(&self) -> Result<(), RegistryError> {
-        if !self.board.knows_registry() {
-            let identity = self.registry.identity().await?;
-            self.board.put_registry(RegistryReport { url: self.registry.url().to_owned(), identity });
+    /// Puts up which registry this is, until that is known for good. It only helps people: models are followed all the same.
+    async fn tell_registry(&self) {
+        if self.board.knows_registry() {
+            return;
         }
-        Ok(())
+        match self.registry.identity().await {
+            Ok(identity) => {
+                self.board.put_registry(RegistryReport { url: self.registry.url().to_owned(), identity });
+            }
+            Err(error) => warn!(%error, reason = cause(&error), "cannot read which registry this is"),
+        }
     }
 
     async fn look(

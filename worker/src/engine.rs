@@ -101,7 +101,9 @@ pub trait Model: Send + Sync {
     fn for_another_slot(self: Arc<Self>) -> Arc<dyn Model>;
 
     /// Loads and warms up what [`Model::for_another_slot`] promised, on the thread of that slot.
-    fn make_ready(self: Arc<Self>) {}
+    fn make_ready(self: Arc<Self>) -> Result<(), EngineError> {
+        Ok(())
+    }
 
     /// What running it writes into it, by the names of its attributes: then no two slots share it.
     fn writes(&self) -> &[String] {

@@ -139,7 +139,9 @@ impl Reception {
 
 impl Drop for Reception {
     fn drop(&mut self) {
-        self.metrics.meter.set_trouble(None);
+        if matches!(self.state, State::Lost(_)) {
+            self.metrics.meter.set_trouble(None);
+        }
     }
 }
 

@@ -171,7 +171,10 @@ impl Ready {
                 () = sleep_until(wake) => {}
                 _ = watch.tick() => {
                     station.watch();
-                    reception.look(consumer.as_ref().and_then(|consumer| consumer.trouble()), Instant::now());
+                    // While it drains it is another version's that receives, and tells.
+                    if let Some(consumer) = &consumer {
+                        reception.look(consumer.trouble(), Instant::now());
+                    }
                 }
             }
         };

@@ -1,19 +1,26 @@
 //! A slot: one OS thread that runs batches of one model, one after the other, and encodes the answers.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use sluice_core::codec::{self, ContentType};
-use sluice_core::{InferRequest, InferResponse, RequestId, Tensor};
+use sluice_core::{InferRequest, InferResponse, ModelName, RequestId, Tensor};
 use tokio::sync::{mpsc, oneshot};
+use tracing::warn;
 
 use crate::engine::{self, Blame, Device, EngineError, Gathered, Loaded, Model, run_requests};
 use crate::package::Package;
+
+/// The pause before a copy of a model is loaded again that could not be loaded, at first and at most.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How soon a thread that waits for that notices that its slot is taken back.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// libtorch's forward overflows a small stack, which aborts the process.
 pub const STACK: usize = 16 * 1024 * 1024;
@@ -141,14 +148,29 @@ pub fn start(
         Thread { index, package: Arc::clone(package), receiver, finished: finished.clone(), clock: Arc::clone(&clock) };
     let model = model.for_another_slot();
     let ready = Arc::new(AtomicBool::new(false));
-    let (own, is_ready) = (Arc::clone(&model), Arc::clone(&ready));
-    let thread = thread.start(move |_| {
-        // If it fails, its first batch tries again.
-        _ = catch_unwind(AssertUnwindSafe(|| Arc::clone(&own).make_ready()));
-        is_ready.store(true, Ordering::Release);
-        Some(own)
-    })?;
+    let (own, of_slot) = (Arc::clone(&model), Arc::downgrade(&ready));
+    let thread = thread.start(move |package| make_ready(own, &package.manifest.name, &of_slot))?;
     Ok(Slot { work, model, clock, ready, thread })
+}
+
+/// Makes a slot's model ready, however often that takes: there may be memory for it later. `None` if the slot is taken back meanwhile.
+fn make_ready(model: Arc<dyn Model>, name: &ModelName, slot: &Weak<AtomicBool>) -> Option<Arc<dyn Model>> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let made = catch_unwind(AssertUnwindSafe(|| Arc::clone(&model).make_ready()))
+            .unwrap_or_else(|_| Err(EngineError::new(Blame::Process, "the engine panicked while loading")));
+        let Err(error) = made else {
+            slot.upgrade()?.store(true, Ordering::Release);
+            return Some(model);
+        };
+        warn!(model = %name, reason = error.message, again_in = ?pause, "a copy for another slot cannot be loaded; the slot takes no work");
+        let until = Instant::now() + pause;
+        while Instant::now() < until {
+            std::thread::sleep(LOOK);
+            slot.upgrade()?;
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
 }
 
 impl Slot {

@@ -2,6 +2,7 @@
 //! asks for one, and asks again when it has died.
 
 use std::collections::HashSet;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -43,6 +44,8 @@ pub(super) struct Link {
     seen: Mutex<HashSet<String>>,
     /// The settings that were last compared with this program's own configuration.
     pub told: Mutex<Option<Settings>>,
+    /// Whether this user was refused to store settings where there are none: asked again and again, that costs a channel each time.
+    pub may_not_found: AtomicBool,
 }
 
 #[derive(Default)]
@@ -70,6 +73,7 @@ pub(crate) async fn connect(options: &Options) -> Result<Amqp> {
         one_at_a_time: tokio::sync::Mutex::default(),
         seen: Mutex::default(),
         told: Mutex::default(),
+        may_not_found: AtomicBool::default(),
     });
     let mut waiting = false;
     loop {

@@ -2,6 +2,7 @@
 //! that makes what exists as they say, by policies: a queue's own arguments never change.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tracing::{debug, info};
@@ -43,6 +44,9 @@ pub(super) async fn current(link: &Link) -> Result<Settings> {
         }
         Err(error) => return Err(error),
     }
+    if link.may_not_found.load(Ordering::Relaxed) {
+        return Ok(link.options.settings(Settings::default()));
+    }
     match declare(link).await {
         Ok(()) => {
             let settings = found(link).await;
@@ -51,7 +55,10 @@ pub(super) async fn current(link: &Link) -> Result<Settings> {
             // Of two founders the later one's hold.
             Ok(stored(link).await?.unwrap_or(settings))
         }
-        Err(BrokerError::Denied(_)) => Ok(link.options.settings(Settings::default())),
+        Err(BrokerError::Denied(_)) => {
+            link.may_not_found.store(true, Ordering::Relaxed);
+            Ok(link.options.settings(Settings::default()))
+        }
         Err(error) => Err(error),
     }
 }

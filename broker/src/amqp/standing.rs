@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use sluice_core::broker::{BrokerError, Result};
 
 use super::error::other;
+use super::names;
 
 /// How long the broker may take for what it does at once when it is well: while it starts, it may leave a call unanswered.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -61,7 +62,13 @@ impl Standing {
         unsure
     }
 
+    /// Notes what the broker denied. What a worker never needs is no trouble of its own: a step of a pipeline that nobody granted, settings
+    /// that only a manager may store.
     pub(super) fn note_denial(&self, refusal: String) {
+        let quoted = |name: &str| refusal.contains(&format!("'{name}'"));
+        if refusal.contains("configure access") || quoted(names::WORK) || quoted(names::SETTINGS) {
+            return;
+        }
         *self.denied.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), refusal));
     }
 
@@ -97,5 +104,24 @@ impl Standing {
         call: impl Future<Output = lapin::Result<T>>,
     ) -> Result<T> {
         self.in_time(&what, call).await?.map_err(|error| other(what, error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_trouble_only_of_what_a_worker_needs() {
+        let standing = Standing::default();
+        for harmless in [
+            "ACCESS_REFUSED - write access to exchange 'sluice.infer' in vhost '/' refused for user 'worker'",
+            "ACCESS_REFUSED - configure access to exchange 'sluice.settings' in vhost '/' refused for user 'worker'",
+        ] {
+            standing.note_denial(harmless.into());
+            assert_eq!(standing.denied_lately(), None);
+        }
+        standing.note_denial("ACCESS_REFUSED - write access to exchange 'sluice.results' in vhost '/' refused".into());
+        assert!(standing.denied_lately().is_some());
     }
 }

@@ -67,7 +67,7 @@ pub async fn a_hold_time_changes_under_a_worker_that_runs_or_is_none(rig: &mut d
     let mut consumer = worker.consume(&model(), 1).await?;
     worker.submit(request("long")).await?;
     let delivery = next(&mut consumer).await?;
-    let changed = Settings { hold_time: Duration::from_secs(1), ..worker.settings().await? };
+    let changed = Settings { hold_time: Duration::from_secs(3), ..worker.settings().await? };
     let manager = rig::connection(rig).await?;
     if !manager.capabilities().counts_in_flight {
         let refused = manager.store_settings(&changed).await;
@@ -76,7 +76,7 @@ pub async fn a_hold_time_changes_under_a_worker_that_runs_or_is_none(rig: &mut d
     }
     manager.store_settings(&changed).await?;
     let changes = manager.apply_settings(&changed, Apply::Change).await?;
-    assert!(changes.iter().any(|change| change.contains("hold_time 60s -> 1s")), "{changes:?}");
+    assert!(changes.iter().any(|change| change.contains("hold_time 60s -> 3s")), "{changes:?}");
     // One queue that is not whole does not hold up the others, and is told.
     let odd = "aaa".parse()?;
     let _ = manager.ensure_queue(&odd, &LIMITS).await?;
@@ -88,8 +88,8 @@ pub async fn a_hold_time_changes_under_a_worker_that_runs_or_is_none(rig: &mut d
     assert!(!left.contains("3600s"), "all else is done: {left}");
     // It renews what it holds more often now: nobody else gets it.
     let mut another = manager.consume(&model(), 1).await?;
-    let again = tokio::time::timeout(Duration::from_secs(4), another.next()).await;
-    assert!(again.is_err(), "it was delivered again though it is held");
+    let again = tokio::time::timeout(Duration::from_secs(7), another.next()).await;
+    assert!(!matches!(again, Ok(Ok(_))), "it was delivered again though it is held");
     delivery.hold.settle(Settlement::Done).await?;
     Ok(())
 }

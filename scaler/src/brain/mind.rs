@@ -192,6 +192,11 @@ impl Mind {
         self.placed == 0 && self.serving == 0 && is_due
     }
 
+    /// Whether one host is to find out whether it loads.
+    pub(super) fn is_tried(&self) -> bool {
+        self.trial.is_some()
+    }
+
     /// Idle slots have made room for another model: they are wanted no more.
     pub(super) fn make_room(&mut self, slots: usize, model: &ModelName) {
         self.wanted = self.wanted.saturating_sub(slots);

@@ -38,7 +38,7 @@ impl Brain {
                 models.filter(|(entry, _)| of_kind(entry)).unzip();
             if minds.iter().any(|mind| mind.seated) {
                 // Whoever is idle takes nothing back from whom it made room for.
-                for mind in &mut minds {
+                for mind in minds.iter_mut().filter(|mind| !mind.is_tried()) {
                     mind.wanted = mind.wanted.min(mind.idle.needed().max(mind.placed + mind.listed));
                 }
             }

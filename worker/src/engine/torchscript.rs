@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use sluice_core::{Manifest, Tensor};
-use tracing::{info, warn};
+use tracing::info;
 
 use super::arguments::{Given, give};
 use super::gather::{fill, kind_of};
@@ -123,13 +123,9 @@ impl Model for TorchScript {
         })
     }
 
-    fn make_ready(self: Arc<Self>) {
-        if self.script.get().is_none()
-            && let Err(error) = warmup::warm_up(&self, &self.package.manifest)
-        {
-            let model = &self.package.manifest.name;
-            warn!(%model, reason = error.message, "a copy for another slot cannot be loaded; trying again with its first batch");
-        }
+    fn make_ready(self: Arc<Self>) -> Result<(), EngineError> {
+        // What is shared was made ready by its first slot.
+        if self.writes().is_empty() { Ok(()) } else { warmup::warm_up(&self, &self.package.manifest).map(drop) }
     }
 
     fn writes(&self) -> &[String] {

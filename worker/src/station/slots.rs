@@ -45,11 +45,15 @@ impl Slots {
         self.all.values().filter(|place| !place.leaving).count()
     }
 
-    /// More slots at once; fewer as they become idle, the idlest first. One at least is left: without any there is no model.
+    /// More slots at once; fewer as they become idle: first those that are not ready, then the idlest. One at least is left: without any there is no model.
     pub fn resize(&mut self, package: &Arc<Package>, count: usize) -> Result<()> {
         let staying = self.staying();
         for _ in count.max(1)..staying {
-            let idlest = self.all.values_mut().filter(|place| !place.leaving).min_by_key(|place| place.load);
+            let idlest = self
+                .all
+                .values_mut()
+                .filter(|place| !place.leaving)
+                .min_by_key(|place| (place.slot.is_ready(), place.load));
             if let Some(place) = idlest {
                 place.leaving = true;
             }
@@ -72,10 +76,9 @@ impl Slots {
 
     /// The one that has least to do, and the room that it has for a batch, if it has any.
     pub fn free(&self) -> Option<(usize, Room)> {
-        let staying = self.all.iter().filter(|(_, place)| !place.leaving);
-        // One that still loads its copy of the model is as good as busy: what it gets waits.
-        let load = |place: &Place| place.load + u8::from(!place.slot.is_ready());
-        let (slot, load) = staying.map(|(slot, place)| (*slot, load(place))).min_by_key(|(_, load)| *load)?;
+        // One that still loads its copy of the model may do so for long, or in vain.
+        let usable = self.all.iter().filter(|(_, place)| !place.leaving && place.slot.is_ready());
+        let (slot, load) = usable.map(|(slot, place)| (*slot, place.load)).min_by_key(|(_, load)| *load)?;
         match load {
             0 => Some((slot, Room::IdleSlot)),
             1 => Some((slot, Room::NextBatch)),
