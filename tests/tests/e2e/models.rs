@@ -238,7 +238,7 @@ pub async fn undeploying_drains_and_answers_what_waits(kind: Kind) -> Result<()>
     let text = refused(&stack, &["undeploy", "m", "--yes"])?;
     assert!(text.contains("model `m` is started") && text.contains("--force"), "{text}");
     let text = refused(&stack, &["undeploy", "m", "--force"])?;
-    assert!(text.contains("this removes model `m`: 1 versions") && text.contains("say --yes"), "{text}");
+    assert!(text.contains("this removes model `m`: 1 version (") && text.contains("say --yes"), "{text}");
     // Stopped first, so that requests are waiting when it goes.
     model(&stack, &["stop", "m", "--wait"])?;
     let broker = stack.connect().await?;
