@@ -100,7 +100,13 @@ pub async fn expired_deadlines_cost_no_compute(kind: Kind) -> Result<()> {
         assert_eq!(reply.error, Some(ErrorCode::DeadlineExceeded));
     }
     assert_eq!(worker.metric("sluice_batches_total", &[])?, 0.0, "none reached a slot");
-    assert_eq!(worker.metric("sluice_requests_total", &["expired_fetch"])?, 20.0);
+    // Each is counted once it is settled, which comes after its answer.
+    let deadline = unix_ms() + 10_000;
+    let counted = || worker.metric("sluice_requests_total", &["expired_fetch"]);
+    while counted()? < 20.0 && unix_ms() < deadline {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(counted()?, 20.0);
     Ok(())
 }
 
