@@ -59,6 +59,6 @@ impl NatsCluster {
     pub fn lose(&mut self, node: &str) -> Result<()> {
         let index = node.strip_prefix("node-").and_then(|index| index.parse::<usize>().ok());
         let index = index.with_context(|| format!("`{node}` is not a node"))?;
-        self.nodes[index].lose()
+        self.nodes[index].wipe()
     }
 }

@@ -91,12 +91,6 @@ impl NatsServer {
         self.service = None;
     }
 
-    /// Ends it without warning, and its disk with it.
-    pub fn lose(&mut self) -> Result<()> {
-        self.kill();
-        Ok(std::fs::remove_dir_all(self.folder.join("nats"))?)
-    }
-
     /// The port of its monitoring, if that is a port of its own.
     pub fn monitor(&self) -> Option<u16> {
         self.monitor
