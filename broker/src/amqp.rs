@@ -46,6 +46,10 @@ impl Broker for Amqp {
         &self.link.shown_url
     }
 
+    fn user(&self) -> Option<&str> {
+        self.link.user.as_deref()
+    }
+
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             drops_repeated_submissions: false,
@@ -56,6 +60,7 @@ impl Broker for Amqp {
             limits_message_size_per_queue: false,
             counts_in_flight: false,
             tells_age: false,
+            reads_results_from_the_first: true,
         }
     }
 

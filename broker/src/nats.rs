@@ -1,6 +1,7 @@
 //! The broker seam on NATS JetStream. One file per operation; `amqp/` holds files of the same names.
 
 mod acks;
+mod api;
 mod apply;
 mod connect;
 mod consume;
@@ -46,6 +47,9 @@ pub(crate) use store::NatsStore;
 pub(crate) struct Nats {
     client: Client,
     jetstream: Context,
+    api: api::Api,
+    /// See [`Broker::user`].
+    user: Option<String>,
     options: Options,
     shown_url: String,
     /// Grows at each reconnection: what the server held for the old connection is gone.
@@ -62,6 +66,10 @@ impl Broker for Nats {
         &self.shown_url
     }
 
+    fn user(&self) -> Option<&str> {
+        self.user.as_deref()
+    }
+
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             drops_repeated_submissions: true,
@@ -72,12 +80,12 @@ impl Broker for Nats {
             limits_message_size_per_queue: true,
             counts_in_flight: true,
             tells_age: true,
+            reads_results_from_the_first: false,
         }
     }
 
     async fn ensure_queue(&self, model: &ModelName, limits: &QueueLimits) -> Result<Limited> {
-        queue::ensure(self, model, limits).await?;
-        Ok(Limited::AsAsked)
+        queue::ensure(self, model, limits).await
     }
 
     async fn remove_queue(&self, model: &ModelName) -> Result<()> {

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use sluice_core::BrokerError;
 use sluice_core::settings::Settings;
+use sluice_core::{BrokerError, JobId};
 use tracing::warn;
 use url::Url;
 
@@ -97,6 +97,13 @@ impl Options {
     /// Each URL of a comma-separated list, parsed.
     pub(crate) fn urls(&self) -> Vec<Result<Url, url::ParseError>> {
         self.url.split(',').map(|url| Url::parse(url.trim())).collect()
+    }
+
+    /// The user that the URL names beside a password, if it can be the owner of a job.
+    pub(crate) fn user(&self) -> Option<String> {
+        let named = self.urls().into_iter().flatten().find(|url| url.password().is_some())?;
+        let user = percent_encoding::percent_decode_str(named.username()).decode_utf8().ok()?;
+        JobId::of(Some(&user), "-").is_ok().then(|| user.into_owned())
     }
 
     /// The deployment's settings where nobody stored any: this program's own over these.

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use uuid::Uuid;
 
 use crate::clock::UnixMs;
 use crate::codec::ContentType;
@@ -61,9 +62,9 @@ pub struct Submission {
 }
 
 impl Submission {
-    /// A first submission of a request: its submission id is the request's id.
+    /// A first submission of a request. Its submission id is nobody else's to guess: a publish under the same one would swallow it.
     pub fn new(model: ModelName, envelope: Envelope, body: Bytes) -> Self {
-        Self { model, submission_id: envelope.id.as_str().to_owned(), envelope, body }
+        Self { model, submission_id: Uuid::new_v4().to_string(), envelope, body }
     }
 
     /// The first of the four looks at a deadline; the others are the worker's.
@@ -78,7 +79,7 @@ impl Submission {
     /// own: a broker swallows a repeated one even though the original is long done, and no answer would ever come.
     /// Look for a stored result first.
     pub fn again(&self, n: u32) -> Self {
-        Self { submission_id: format!("{}.{n}", self.envelope.id), ..self.clone() }
+        Self { submission_id: format!("{}.{n}", self.submission_id), ..self.clone() }
     }
 }
 
@@ -275,6 +276,9 @@ pub struct Capabilities {
     pub counts_in_flight: bool,
     /// [`LaneDepth::oldest`] is known.
     pub tells_age: bool,
+    /// [`Broker::results`] hands out all that is stored, from the job's first. Where it does not, it hands out what is stored from
+    /// now on, and may miss some of that through an outage: [`Broker::stored_results`] has them.
+    pub reads_results_from_the_first: bool,
 }
 
 /// A message broker.
@@ -282,6 +286,9 @@ pub struct Capabilities {
 pub trait Broker: Send + Sync {
     /// The URL that it was reached by, without secrets.
     fn url(&self) -> &str;
+
+    /// The broker's user that this connection logged in as, if by a name that can be the owner of a job.
+    fn user(&self) -> Option<&str>;
 
     /// What this broker can do.
     fn capabilities(&self) -> Capabilities;
@@ -311,7 +318,7 @@ pub trait Broker: Send + Sync {
     /// A live caller's address. Answers that come while it is not connected are lost.
     async fn inbox(&self) -> Result<Box<dyn Replies>>;
 
-    /// The durable results of a job, from its first.
+    /// The durable results of a job; see [`Capabilities::reads_results_from_the_first`].
     async fn results(&self, job: &JobId) -> Result<Box<dyn Replies>>;
 
     /// Those of these durable results that are stored, in any order.

@@ -19,7 +19,7 @@ pub const TYPE: &str = "ce-type";
 pub const SPEC_VERSION: &str = "ce-specversion";
 /// `application/msgpack` (default) or `application/json`.
 pub const CONTENT_TYPE: &str = "content-type";
-/// Where the answer goes: `inbox:<address>` or `results:<job>`.
+/// Where the answer goes: `inbox:<address>`, `results:<job>` or `results:<job>,inbox:<address>`.
 pub const REPLY_TO: &str = "sluice-reply-to";
 /// The models that the answer goes through before it goes to [`REPLY_TO`], separated by commas: the outputs of each
 /// are the inputs of the next.
@@ -66,7 +66,12 @@ pub enum ReplyTo {
     /// A live caller's address on the broker. If the caller is gone, so is the answer.
     Inbox(String),
     /// The durable results of a job.
-    Results(JobId),
+    Results {
+        /// Whose they are.
+        job: JobId,
+        /// Where a copy of the answer goes once it is stored; as of any live caller, it may be lost.
+        inbox: Option<String>,
+    },
 }
 
 impl ReplyTo {
@@ -74,7 +79,8 @@ impl ReplyTo {
     fn to_text(&self) -> String {
         match self {
             ReplyTo::Inbox(address) => ["inbox:", address].concat(),
-            ReplyTo::Results(job) => ["results:", job.as_str()].concat(),
+            ReplyTo::Results { job, inbox: None } => ["results:", job.as_str()].concat(),
+            ReplyTo::Results { job, inbox: Some(address) } => ["results:", job.as_str(), ",inbox:", address].concat(),
         }
     }
 }
@@ -89,19 +95,32 @@ impl FromStr for ReplyTo {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
-            // Longer ones break a broker's own limits, at the worker's cost.
-            Some(("inbox", address)) if (1..=LONGEST_ADDRESS).contains(&address.len()) && address.is_ascii() => {
-                Ok(ReplyTo::Inbox(address.to_owned()))
+            Some(("inbox", address)) if is_address(address) => Ok(ReplyTo::Inbox(address.to_owned())),
+            Some(("results", rest)) => {
+                let (job, copy) = rest.split_once(',').map_or((rest, None), |(job, copy)| (job, Some(copy)));
+                let inbox = match copy.map(|copy| copy.strip_prefix("inbox:").filter(|address| is_address(address))) {
+                    None => None,
+                    Some(Some(address)) => Some(address.to_owned()),
+                    Some(None) => return Err(neither(text)),
+                };
+                Ok(ReplyTo::Results { job: job.parse().map_err(|error: NameError| error.to_string())?, inbox })
             }
-            Some(("results", job)) => Ok(ReplyTo::Results(job.parse().map_err(|error: NameError| error.to_string())?)),
-            _ => {
-                let given: String = text.chars().take(80).collect();
-                Err(format!(
-                    "`{given}` is neither `inbox:<address>`, of at most {LONGEST_ADDRESS} characters, nor `results:<job>`"
-                ))
-            }
+            _ => Err(neither(text)),
         }
     }
+}
+
+/// Longer ones break a broker's own limits, at the worker's cost.
+fn is_address(address: &str) -> bool {
+    (1..=LONGEST_ADDRESS).contains(&address.len()) && address.is_ascii() && !address.contains(',')
+}
+
+fn neither(text: &str) -> String {
+    let given: String = text.chars().take(80).collect();
+    format!(
+        "`{given}` is neither `inbox:<address>`, of at most {LONGEST_ADDRESS} characters, nor `results:<job>`, nor \
+         `results:<job>,inbox:<address>`"
+    )
 }
 
 /// A request's headers, read.
@@ -288,7 +307,10 @@ mod tests {
     fn an_envelope_survives_its_headers() {
         let full = Envelope {
             content_type: ContentType::Json,
-            reply_to: Some(ReplyTo::Results("job-1".parse().expect("a job"))),
+            reply_to: Some(ReplyTo::Results {
+                job: "lab.job-1".parse().expect("a job"),
+                inbox: Some("_INBOX.lab.x".into()),
+            }),
             then: vec!["embed".parse().expect("a name"), "rank".parse().expect("a name")],
             deadline: Some(1_700_000_000_000),
             lane: Lane::High,
@@ -312,7 +334,9 @@ mod tests {
     fn an_address_that_would_break_the_broker_is_refused() {
         assert!(format!("inbox:_INBOX.{}", "x".repeat(5000)).parse::<ReplyTo>().is_err());
         assert!("inbox:".parse::<ReplyTo>().is_err());
-        assert!("results:a.b".parse::<ReplyTo>().is_err());
+        for bad in ["results:a.b.c", "results:.b", "results:a,b", "results:a,inbox:", "results:a,inbox:x,inbox:y"] {
+            assert!(bad.parse::<ReplyTo>().is_err(), "{bad}");
+        }
         assert!("inbox:_INBOX.worker.abc".parse::<ReplyTo>().is_ok());
     }
 

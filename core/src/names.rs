@@ -96,12 +96,31 @@ impl RequestId {
 }
 
 name!(
-    /// The id of a batch submission, under which its results are kept.
-    JobId, "job id", "is not 1 to 64 of A-Z, a-z, 0-9, _ and -", |text| {
-        (1..=64).contains(&text.len())
-            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
+    /// The id of a batch submission, under which its results are kept: `<owner>.<name>`, or `<name>` where the broker knows no
+    /// users. The owner is the broker's user who reads the results: no other can.
+    JobId, "job id", "is not a name, nor an owner and a name with a `.` between them, each 1 to 64 of A-Z, a-z, 0-9, _ and -", |text| {
+        match text.split_once('.') {
+            Some((owner, name)) => is_plain(owner) && is_plain(name),
+            None => is_plain(text),
+        }
     }
 );
+
+/// What can stand in a subject, a queue name and a pattern of permissions, and means nothing there but itself.
+fn is_plain(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
+}
+
+impl JobId {
+    /// The id of a job of the broker's user `owner`.
+    pub fn of(owner: Option<&str>, name: &str) -> Result<Self, NameError> {
+        match owner {
+            Some(owner) => format!("{owner}.{name}").parse(),
+            None => name.parse(),
+        }
+    }
+}
 
 /// The topic on which workers answer with a model's metadata: [`crate::Manifest::describe`] as JSON.
 pub fn describe_topic(model: &ModelName) -> String {
@@ -174,10 +193,12 @@ mod tests {
 
     #[test]
     fn ids_cannot_escape_their_place_in_a_subject() {
-        for bad in ["", "a.b", "*", ">", "a b", "a\r\nb", &"x".repeat(129)] {
+        for bad in ["", "a.b.c", "a.*", "*", ">", "a b", "a\r\nb", ".a", "a.", &"x".repeat(129)] {
             assert!(bad.parse::<RequestId>().is_err(), "{bad}");
             assert!(bad.parse::<JobId>().is_err(), "{bad}");
         }
+        assert!("a.b".parse::<RequestId>().is_err());
+        assert_eq!(JobId::of(Some("lab"), "j1").expect("a job").as_str(), "lab.j1");
         assert!("01J-x_Y:2=".parse::<RequestId>().is_ok());
     }
 

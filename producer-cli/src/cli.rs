@@ -12,7 +12,7 @@ use sluice_core::{Lane, ModelName};
 
 use crate::context::Configured;
 use crate::model::Model;
-pub use deployment::{Context, SettingsCommand, SettingsOptions};
+pub use deployment::{BrokerConfig, BrokerKind, Context, SettingsCommand, SettingsOptions};
 #[cfg(test)]
 pub use files::quote;
 pub use files::{Files, Format, Header, Numbers};
@@ -71,7 +71,7 @@ impl Command {
             Command::Context(options) => options.json,
             Command::Settings(options) => options.json,
             // An answer is always JSON; an error before it is for people.
-            Command::Infer(_) | Command::Dev(_) | Command::Completions { .. } => false,
+            Command::Infer(_) | Command::Dev(_) | Command::BrokerConfig(_) | Command::Completions { .. } => false,
         }
     }
 }
@@ -100,6 +100,8 @@ pub enum Command {
     Settings(SettingsOptions),
     /// Tell which configuration, broker and registry commands use
     Context(Context),
+    /// Print the configuration of a broker's users: one for each producer and each worker
+    BrokerConfig(BrokerConfig),
     /// Run a whole deployment on this machine, in the foreground
     Dev(Dev),
     /// Print a completion script for a shell

@@ -49,8 +49,12 @@ pub async fn run(global: &Global, options: Infer) -> Result<ExitCode> {
         ..Envelope::new(uuid::Uuid::now_v7().to_string().parse()?)
     };
     let id = envelope.id.clone();
-    let receipt = broker.submit(Submission::new(options.model.clone(), envelope, body)).await?;
-    debug_assert_eq!(receipt, Receipt::Queued, "the id is new");
+    let submission = Submission::new(options.model.clone(), envelope, body);
+    if broker.submit(submission.clone()).await? == Receipt::Duplicate {
+        // The id is new and nobody else's: something stands under it that would swallow this.
+        eprintln!("note: the broker had a submission of this id; it is submitted under another");
+        broker.submit(submission.again(1)).await?;
+    }
     if let Some(reason) = failed {
         // It was sent, so that the model is tried again: what was wrong may be mended by now.
         bail!(does_not_load(&options.model, &reason));

@@ -4,6 +4,7 @@
 #[macro_use(print, println, eprint, eprintln)]
 extern crate sluice_core;
 
+mod broker_config;
 mod cli;
 mod common;
 mod context;
@@ -93,6 +94,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Scale(options) => scale::run(&global, options).await,
             Command::Lease(options) => lease::run(&global, options).await,
             Command::Settings(options) => settings::run(&global, options).await,
+            Command::BrokerConfig(options) => broker_config::run(&options),
             Command::Context(options) => context::show(&global, &options),
             Command::Dev(options) => dev::run(&global, options).await,
             Command::Completions { shell } => {

@@ -44,6 +44,7 @@ pub async fn run(global: &Global, options: Model) -> Result<ExitCode> {
                 }
             },
             ModelCommand::Undeploy(options) => undeploy::run(&desk, options).await,
+            ModelCommand::MakeQueue { packages } => desk.make_queues(&packages).await,
             ModelCommand::Export { models, output, overwrite } => {
                 backup::export(&desk, models, &output, overwrite).await
             }

@@ -3,6 +3,7 @@
 mod chunk;
 mod divide;
 mod flow;
+mod ids;
 mod journal;
 mod output;
 mod paths;
@@ -23,6 +24,7 @@ use crate::takes::{InputSpec, learn};
 use crate::{common, exit};
 use chunk::{Reader, Unreadable};
 use flow::{Ended, Flow};
+use ids::Ids;
 use journal::{Journal, Source, Written};
 use output::Output;
 use paths::Paths;
@@ -42,7 +44,11 @@ pub async fn run(global: &Global, options: Submit) -> Result<ExitCode> {
     let settings = Journal {
         job: match &journal {
             Some(journal) => journal.job.clone(),
-            None => uuid::Uuid::now_v7().to_string().parse::<JobId>()?,
+            None => JobId::of(broker.user(), &uuid::Uuid::now_v7().to_string())?,
+        },
+        secret: match &journal {
+            Some(journal) => journal.secret.clone(),
+            None => uuid::Uuid::new_v4().simple().to_string(),
         },
         model: options.model.clone(),
         version: options.routing.model_version.clone(),
@@ -98,7 +104,7 @@ pub async fn run(global: &Global, options: Submit) -> Result<ExitCode> {
     let flow = Flow {
         broker,
         model: options.model.clone(),
-        job: journal.job.clone(),
+        ids: Ids::new(journal.job.clone(), journal.secret.clone()),
         routing: &options.routing,
         deadline: options.deadline,
         window: options.window as usize,

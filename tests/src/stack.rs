@@ -1,5 +1,6 @@
 //! A broker, workers and callers, stopped when dropped.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use bytes::Bytes;
 use sluice_broker::Options;
 use sluice_core::broker::{Broker, Replies, Reply, Submission};
 use sluice_core::codec::{self, ContentType};
-use sluice_core::{Datatype, Envelope, InferRequest, ModelName, Tensor};
+use sluice_core::{Datatype, Envelope, InferRequest, JobId, ModelName, ReplyTo, RequestId, Tensor};
 use sluice_registry::{Location, Registry};
 use tempfile::TempDir;
 use xtask::broker::{Kind, Server};
@@ -372,6 +373,54 @@ pub async fn submit(broker: &Arc<dyn Broker>, submission: Submission) -> Result<
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The durable results `r0`, `r1` and so on of a job: as they come, and those of which the word was lost, as they are stored.
+pub struct Durable {
+    broker: Arc<dyn Broker>,
+    job: JobId,
+    replies: Box<dyn Replies>,
+    awaited: BTreeSet<RequestId>,
+    found: Vec<Reply>,
+}
+
+impl Durable {
+    /// So many of a job's.
+    pub async fn open(broker: &Arc<dyn Broker>, job: &str, count: usize) -> Result<Box<dyn Replies>> {
+        let job: JobId = job.parse()?;
+        let awaited = (0..count).map(|index| format!("r{index}").parse()).collect::<Result<_, _>>()?;
+        let replies = broker.results(&job).await?;
+        Ok(Box::new(Self { broker: Arc::clone(broker), job, replies, awaited, found: Vec::new() }))
+    }
+}
+
+#[async_trait::async_trait]
+impl Replies for Durable {
+    fn reply_to(&self) -> ReplyTo {
+        self.replies.reply_to()
+    }
+
+    async fn next(&mut self) -> sluice_core::broker::Result<Reply> {
+        loop {
+            while let Some(reply) = self.found.pop() {
+                if self.awaited.remove(&reply.id) {
+                    return Ok(reply);
+                }
+            }
+            match tokio::time::timeout(Duration::from_secs(1), self.replies.next()).await {
+                Ok(reply) => self.found.push(reply?),
+                Err(_) if self.broker.capabilities().reads_results_from_the_first => {}
+                Err(_) => {
+                    let ids: Vec<RequestId> = self.awaited.iter().cloned().collect();
+                    match self.broker.stored_results(&self.job, &ids).await {
+                        Ok(found) => self.found.extend(found),
+                        Err(error) if error.is_transient() => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+            }
         }
     }
 }

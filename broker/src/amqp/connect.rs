@@ -33,6 +33,8 @@ const MOST_SEEN: usize = 10_000;
 pub(super) struct Link {
     pub options: Options,
     pub shown_url: String,
+    /// See [`sluice_core::Broker::user`].
+    pub user: Option<String>,
     live: tokio::sync::Mutex<Option<Arc<Connection>>>,
     /// Publishing with confirms, so that nothing accepted is lost.
     publishing: Shared,
@@ -66,6 +68,7 @@ pub(crate) async fn connect(options: &Options) -> Result<Amqp> {
     let link = Arc::new(Link {
         options: options.clone(),
         shown_url: options.shown_url(),
+        user: options.user(),
         live: tokio::sync::Mutex::default(),
         publishing: Shared::default(),
         telling: Shared::default(),

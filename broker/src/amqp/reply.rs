@@ -36,20 +36,27 @@ pub(super) async fn send(link: &Link, to: &ReplyTo, reply: &Reply) -> Result<Rep
         return Err(BrokerError::TooLarge { size: reply.body.len(), limit });
     }
     match to {
-        ReplyTo::Inbox(address) => {
-            if !address.starts_with(names::INBOX_PREFIX) || address.contains(['*', '#', ' ', '\t', '\r', '\n']) {
-                return Err(BrokerError::Unusable(format!("`{address}` is not an inbox of this broker")));
+        ReplyTo::Inbox(address) => to_inbox(link, address, reply).await,
+        ReplyTo::Results { job, inbox } => {
+            store(link, job, reply).await?;
+            match inbox {
+                Some(address) => to_inbox(link, address, reply).await,
+                None => Ok(Replied::Sent),
             }
-            let channel = link.telling().await?;
-            let properties = headers::of_reply(reply).with_delivery_mode(1);
-            let options = BasicPublishOptions::default();
-            let sent =
-                channel.basic_publish(names::INBOXES.into(), address.as_str().into(), options, &reply.body, properties);
-            sent.await.map_err(|error| other("answering", error))?;
-            Ok(Replied::Sent)
         }
-        ReplyTo::Results(job) => store(link, job, reply).await,
     }
+}
+
+async fn to_inbox(link: &Link, address: &str, reply: &Reply) -> Result<Replied> {
+    if !address.starts_with(names::INBOX_PREFIX) || address.contains(['*', '#', ' ', '\t', '\r', '\n']) {
+        return Err(BrokerError::Unusable(format!("`{address}` is not an inbox of this broker")));
+    }
+    let channel = link.telling().await?;
+    let properties = headers::of_reply(reply).with_delivery_mode(1);
+    let options = BasicPublishOptions::default();
+    let sent = channel.basic_publish(names::INBOXES.into(), address.into(), options, &reply.body, properties);
+    sent.await.map_err(|error| other("answering", error))?;
+    Ok(Replied::Sent)
 }
 
 async fn store(link: &Link, job: &JobId, reply: &Reply) -> Result<Replied> {
@@ -247,7 +254,7 @@ impl First {
 #[async_trait]
 impl Replies for Results {
     fn reply_to(&self) -> ReplyTo {
-        ReplyTo::Results(self.job.clone())
+        ReplyTo::Results { job: self.job.clone(), inbox: None }
     }
 
     async fn next(&mut self) -> Result<Reply> {

@@ -10,7 +10,7 @@ use sluice_core::settings::{Apply, Settings};
 use sluice_core::{Lane, ModelName};
 
 use super::error::other;
-use super::settings::{config_of, explained, streams};
+use super::settings::{config_of, streams};
 use super::{Nats, names, queue};
 
 /// The server takes no longer window than a stream keeps its messages.
@@ -46,7 +46,7 @@ async fn stream(nats: &Nats, config: &Config, wanted: &Config, apply: Apply) -> 
     let name = &config.name;
     if apply == Apply::Change {
         let updated = nats.jetstream.update_stream(wanted).await;
-        updated.map_err(|error| explained(nats, other(format!("changing stream `{name}`"), error)))?;
+        updated.map_err(|error| nats.explained(other(format!("changing stream `{name}`"), error)))?;
     }
     Ok(Some(format!("stream `{name}`: {change}")))
 }
@@ -76,7 +76,7 @@ async fn hold(nats: &Nats, model: &ModelName, hold_time: Duration, apply: Apply)
     let mut before = None;
     for lane in Lane::ALL {
         let found = nats.jetstream.get_consumer_from_stream(lane.as_str(), &stream).await;
-        let found: Consumer<pull::Config> = found.map_err(|error| explained(nats, other(failed(lane), error)))?;
+        let found: Consumer<pull::Config> = found.map_err(|error| nats.explained(other(failed(lane), error)))?;
         let config = &found.cached_info().config;
         if config.ack_wait == hold_time {
             continue;
@@ -85,7 +85,7 @@ async fn hold(nats: &Nats, model: &ModelName, hold_time: Duration, apply: Apply)
         if apply == Apply::Change {
             let wanted = queue::lane_consumer(model, lane, hold_time);
             let updated = nats.jetstream.create_consumer_on_stream(wanted, &stream).await;
-            updated.map_err(|error| explained(nats, other(failed(lane), error)))?;
+            updated.map_err(|error| nats.explained(other(failed(lane), error)))?;
         }
     }
     Ok(before.map(|before| format!("stream `{stream}`: hold_time {before:?} -> {hold_time:?}")))

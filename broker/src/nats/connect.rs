@@ -12,6 +12,7 @@ use tracing::{debug, info, warn};
 use sluice_core::broker::{BrokerError, Result};
 use sluice_core::settings::Settings;
 
+use super::api::Api;
 use super::error::{Denials, other};
 use super::settings::State;
 use super::{Nats, acks, keep};
@@ -43,11 +44,13 @@ pub(crate) async fn connect(options: &Options) -> Result<Nats> {
     if waiting {
         info!(url = %shown_url, "the broker is there");
     }
-    let jetstream = jetstream::new(client.clone());
+    let api = Api::of(&client, &denials).await;
+    let jetstream = jetstream::with_prefix(client.clone(), api.prefix());
     let acks = acks::Acks::start(&client, &denials).await?;
     let keeper = keep::Keeper::start(client.clone(), options.settings(Settings::default()).hold_time);
     let settings = State::default();
-    Ok(Nats { client, jetstream, options: options.clone(), shown_url, connection, denials, acks, keeper, settings })
+    let (user, options) = (options.user(), options.clone());
+    Ok(Nats { client, jetstream, api, user, options, shown_url, connection, denials, acks, keeper, settings })
 }
 
 async fn attempt(options: &Options, shown_url: &str, settings: ConnectOptions) -> Result<Client> {

@@ -20,6 +20,7 @@ use tracing::{debug, trace, warn};
 use sluice_core::broker::{BrokerError, Consumer, Delivery, Result, Settlement};
 use sluice_core::{Envelope, Lane, ModelName};
 
+use super::api::Api;
 use super::deaf::{Deaf, Why};
 use super::error::{Denials, other};
 use super::inbox::{self, Inbox, Mode};
@@ -57,6 +58,7 @@ impl Unsettled {
 pub(super) struct NatsConsumer {
     settling: Arc<Settling>,
     client: Client,
+    api: Api,
     model: ModelName,
     stream: String,
     credit: usize,
@@ -97,6 +99,7 @@ pub(super) async fn open(nats: &Nats, model: &ModelName, credit: usize) -> Resul
     Ok(NatsConsumer {
         settling: Arc::new(Settling::new(nats, model)),
         client: nats.client.clone(),
+        api: nats.api,
         model: model.clone(),
         stream: names::work_stream(model),
         credit,
@@ -237,7 +240,7 @@ impl NatsConsumer {
                 Mode::Standing => format!(r#"{{"batch":{amount},"expires":{}}}"#, ORDER_EXPIRES.as_nanos()),
                 Mode::Backlog => format!(r#"{{"batch":{amount},"no_wait":true}}"#),
             };
-            let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{lane}", self.stream);
+            let subject = self.api.subject(format_args!("CONSUMER.MSG.NEXT.{}.{lane}", self.stream));
             let inbox = format!("{}.{}.{lane}", self.inbox.address, mode.token());
             self.client
                 .publish_with_reply(subject, inbox, request.into())
@@ -267,7 +270,7 @@ impl NatsConsumer {
         match why {
             Why::Gone => BrokerError::Incomplete(self.model.clone(), format!("there is no {consumer}")),
             Why::Silent => {
-                let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{lane}", self.stream);
+                let subject = self.api.subject(format_args!("CONSUMER.MSG.NEXT.{}.{lane}", self.stream));
                 self.denials.explain(&subject, BrokerError::TimedOut(format!("taking requests from {consumer}")))
             }
         }

@@ -53,11 +53,12 @@ pub(super) async fn store(
 
 pub(super) async fn list(nats: &Nats, model: &ModelName, limit: usize) -> Result<Vec<DeadLetter>> {
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
-        nats.denials.explain("$JS.API.", other(format!("reading the dead letters of model `{model}`"), error))
+        nats.explained(other(format!("reading the dead letters of model `{model}`"), error))
     };
     let config = pull::OrderedConfig { filter_subject: names::dead_subject(model), ..Default::default() };
-    let mut consumer =
-        nats.jetstream.create_consumer_on_stream(config, names::DEAD).await.map_err(|error| failed(error.into()))?;
+    let made = nats.jetstream.create_consumer_on_stream(config, names::DEAD);
+    let made = nats.allowed(&format!("CONSUMER.CREATE.{}.", names::DEAD), made).await?;
+    let mut consumer = made.map_err(|error| failed(error.into()))?;
     let total = consumer.info().await.map_err(|error| failed(error.into()))?.num_pending;
     let mut newest = VecDeque::new();
     if total > 0 {

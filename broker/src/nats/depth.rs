@@ -38,7 +38,7 @@ async fn read_lane(nats: &Nats, stream: &Stream<()>, model: &ModelName, lane: La
             Ok(reading) => reading,
             Err(_) => {
                 let silent = BrokerError::TimedOut(format!("the oldest request of lane `{lane}`"));
-                Reading::Unknown(nats.denials.explain("$JS.API.DIRECT.GET", silent).to_string())
+                Reading::Unknown(nats.explained(silent).to_string())
             }
         }
     };

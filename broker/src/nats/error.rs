@@ -45,11 +45,12 @@ pub(super) enum Act {
 }
 
 impl Act {
-    /// How a refusal of this subject reads in the server's text.
+    /// How a refusal of this subject, or of any that begins so if it ends with a dot, reads in the server's text.
     fn refused(self, subject: &str) -> String {
+        let end = if subject.ends_with('.') { "" } else { "\"" };
         match self {
-            Act::Publish => format!("Publish to \"{subject}\""),
-            Act::Subscribe => format!("Subscription to \"{subject}\""),
+            Act::Publish => format!("Publish to \"{subject}{end}"),
+            Act::Subscribe => format!("Subscription to \"{subject}{end}"),
         }
     }
 }

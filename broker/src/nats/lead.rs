@@ -9,10 +9,12 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use sluice_core::broker::{Leadership, Result};
+use sluice_core::broker::{BrokerError, Leadership, Result};
+use sluice_core::settings::Settings;
 
 use super::error::other;
 use super::{Nats, names, settings};
+use crate::Patience;
 
 /// How long the key outlives its last renewal.
 const LEASE: Duration = Duration::from_secs(2);
@@ -23,20 +25,59 @@ const POLL: Duration = Duration::from_millis(250);
 /// The holder stops acting this much before another could take over.
 const MARGIN: Duration = Duration::from_millis(300);
 
-pub(super) async fn lead(nats: &Nats, office: &str, holder: &str) -> Result<NatsLeadership> {
-    let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
-        nats.denials.explain("$JS.API.", other(format!("taking the office `{office}`"), error))
-    };
-    let stored = settings::current(nats).await?;
+/// The bucket of leases, if it is not there yet or has fewer copies than the settings say.
+pub(super) async fn ensure_bucket(nats: &Nats, settings: &Settings) -> Result<()> {
+    let stream = bucket_stream();
     // Nobody lowers copies in passing.
-    let there = settings::config_of(nats, &format!("KV_{}", names::LEADERS)).await;
+    let there = match nats.stream(&stream).await {
+        Err(BrokerError::Denied(_)) => None,
+        found => found?.map(|there| there.num_replicas),
+    };
+    if there.is_some_and(|copies| copies >= settings.replicas) {
+        return Ok(());
+    }
     let bucket = kv::Config {
         bucket: names::LEADERS.into(),
         max_age: LEASE,
-        num_replicas: there.map_or(0, |there| there.num_replicas).max(stored.replicas),
+        num_replicas: settings.replicas,
         ..Default::default()
     };
-    let store = nats.jetstream.create_or_update_key_value(bucket).await.map_err(|error| failed(error.into()))?;
+    let operation = format!("STREAM.{}.{stream}", if there.is_some() { "UPDATE" } else { "CREATE" });
+    match nats.allowed(&operation, nats.jetstream.create_or_update_key_value(bucket)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(nats.explained(other(format!("making the bucket `{}`", names::LEADERS), error))),
+        // It is there, and whoever may change it will.
+        Err(BrokerError::Denied(_)) if there.is_some() => Ok(()),
+        Err(BrokerError::Denied(reason)) => Err(BrokerError::Denied(format!(
+            "the bucket `{}` is not there, and this user may not make it: any `sluice model` or `sluice settings` command that changes \
+             something, by the manager's user, does ({reason})",
+            names::LEADERS
+        ))),
+        Err(error) => Err(error),
+    }
+}
+
+fn bucket_stream() -> String {
+    format!("KV_{}", names::LEADERS)
+}
+
+pub(super) async fn lead(nats: &Nats, office: &str, holder: &str) -> Result<NatsLeadership> {
+    let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+        nats.explained(other(format!("taking the office `{office}`"), error))
+    };
+    let mut told = false;
+    loop {
+        match ensure_bucket(nats, &settings::current(nats).await?).await {
+            Err(BrokerError::Denied(reason)) if nats.options.patience == Patience::Wait => {
+                if !std::mem::replace(&mut told, true) {
+                    warn!(office, reason, "waiting for what leading needs");
+                }
+                tokio::time::sleep(4 * POLL).await;
+            }
+            made => break made?,
+        }
+    }
+    let store = nats.jetstream.get_key_value(names::LEADERS).await.map_err(|error| failed(error.into()))?;
     loop {
         let asked = Instant::now();
         match store.create(office, holder.to_owned().into()).await {

@@ -35,10 +35,6 @@ pub(super) fn result_subject(job: &JobId, id: &RequestId) -> String {
     ["results.", job.as_str(), ".", id.as_str()].concat()
 }
 
-pub(super) fn results_of(job: &JobId) -> String {
-    format!("results.{job}.*")
-}
-
 pub(super) fn dead_subject(model: &ModelName) -> String {
     format!("dead.{model}")
 }

@@ -5,16 +5,17 @@ use std::time::Duration;
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
-use async_nats::jetstream::context::GetStreamErrorKind;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
 use futures_util::TryStreamExt;
 
-use sluice_core::broker::{BrokerError, QueueLimits, Result};
+use sluice_core::broker::{BrokerError, Limited, QueueLimits, Result};
 use sluice_core::settings::Settings;
 use sluice_core::{Lane, ModelName};
 
 use super::error::{api_code, other};
-use super::{Nats, names, settings};
+use super::{Nats, lead, names, settings};
+
+type PullConsumer = async_nats::jetstream::consumer::Consumer<pull::Config>;
 
 /// Retries that wait for their time count as unacknowledged, so this bounds no host: credit does that.
 const MAX_ACK_PENDING: i64 = 1_000_000;
@@ -23,7 +24,7 @@ const MAX_WAITING: i64 = 16_384;
 /// A waiver that is older than this is forgotten; the request is then charged one attempt more.
 const WAIVERS_KEPT: Duration = Duration::from_secs(24 * 3600);
 
-pub(super) async fn ensure(nats: &Nats, model: &ModelName, limits: &QueueLimits) -> Result<()> {
+pub(super) async fn ensure(nats: &Nats, model: &ModelName, limits: &QueueLimits) -> Result<Limited> {
     let settings = settings::current(nats).await?;
     ensure_shared(nats, &settings).await?;
     let work = Config {
@@ -37,14 +38,44 @@ pub(super) async fn ensure(nats: &Nats, model: &ModelName, limits: &QueueLimits)
         ..durable(&settings)
     };
     let stream = work.name.clone();
-    ensure_stream(nats, work).await?;
+    let limited = ensure_stream(nats, work).await.map_err(|error| only_a_manager(error, model))?;
     for lane in Lane::ALL {
-        nats.jetstream
-            .create_consumer_on_stream(lane_consumer(model, lane, settings.hold_time), &stream)
+        ensure_consumer(nats, &stream, lane_consumer(model, lane, settings.hold_time))
             .await
-            .map_err(|error| explained(nats, other(format!("creating consumer `{lane}` of `{stream}`"), error)))?;
+            .map_err(|error| only_a_manager(error, model))?;
     }
-    Ok(())
+    Ok(limited)
+}
+
+/// Whoever makes streams can read and write through them whatever there is, so in production only a manager may.
+fn only_a_manager(error: BrokerError, model: &ModelName) -> BrokerError {
+    match error {
+        BrokerError::Denied(reason) => BrokerError::Denied(format!(
+            "the queue of model `{model}` is not there or not whole, and this user may not make it: `sluice model make-queue` by the \
+             manager's user does, as does `sluice model start` ({reason})"
+        )),
+        error => error,
+    }
+}
+
+async fn ensure_consumer(nats: &Nats, stream: &str, config: pull::Config) -> Result<()> {
+    let lane = config.durable_name.clone().unwrap_or_default();
+    let operation = format!("CONSUMER.CREATE.{stream}.{lane}.{}", config.filter_subject);
+    let made = nats.allowed(&operation, nats.jetstream.create_consumer_on_stream(config, stream)).await;
+    let made = made.and_then(|made| {
+        made.map(drop)
+            .map_err(|error| nats.explained(other(format!("creating consumer `{lane}` of `{stream}`"), error)))
+    });
+    match made {
+        // Who may not make it may look whether it is there.
+        Err(denied @ BrokerError::Denied(_)) => {
+            let look = nats.jetstream.get_consumer_from_stream(&lane, stream);
+            let found: Result<std::result::Result<PullConsumer, _>> =
+                nats.allowed(&format!("CONSUMER.INFO.{stream}.{lane}"), look).await;
+            if matches!(found, Ok(Ok(_))) { Ok(()) } else { Err(denied) }
+        }
+        made => made,
+    }
 }
 
 /// The consumer of a lane.
@@ -64,7 +95,7 @@ pub(super) fn lane_consumer(model: &ModelName, lane: Lane, hold_time: Duration) 
 }
 
 /// The streams for results, dead letters and waivers.
-async fn ensure_shared(nats: &Nats, settings: &Settings) -> Result<()> {
+pub(super) async fn ensure_shared(nats: &Nats, settings: &Settings) -> Result<()> {
     let kept = |name: &str, subject: &str, max_age: Duration| Config {
         name: name.into(),
         subjects: vec![subject.into()],
@@ -72,55 +103,84 @@ async fn ensure_shared(nats: &Nats, settings: &Settings) -> Result<()> {
         duplicate_window: settings.dedupe_window.min(max_age),
         ..durable(settings)
     };
-    ensure_stream(nats, kept(names::RESULTS, "results.>", settings.results_kept)).await?;
-    ensure_stream(nats, kept(names::DEAD, "dead.>", settings.dead_letters_kept)).await?;
     let waivers = Config { max_messages_per_subject: 1, ..kept(names::GIVEN_BACK, "givenback.>", WAIVERS_KEPT) };
-    ensure_stream(nats, waivers).await
+    for stream in [
+        kept(names::RESULTS, "results.>", settings.results_kept),
+        kept(names::DEAD, "dead.>", settings.dead_letters_kept),
+        waivers,
+    ] {
+        // Of these, limits are the settings' business: whoever changes these applies them.
+        _ = ensure_stream(nats, stream).await?;
+    }
+    match lead::ensure_bucket(nats, settings).await {
+        // No business of whoever serves.
+        Err(BrokerError::Denied(_)) => Ok(()),
+        made => made,
+    }
 }
 
 fn durable(settings: &Settings) -> Config {
     Config { storage: StorageType::File, num_replicas: settings.replicas, allow_direct: true, ..Default::default() }
 }
 
-async fn ensure_stream(nats: &Nats, config: Config) -> Result<()> {
+/// Makes a stream, or changes one that is there with other limits. Whoever may not change it takes it as it is.
+async fn ensure_stream(nats: &Nats, config: Config) -> Result<Limited> {
     let name = config.name.clone();
-    match nats.jetstream.create_stream(config.clone()).await {
-        Ok(_) => Ok(()),
-        // It is there with other limits: change them in place.
-        Err(error) if api_code(&error) == Some(ErrorCode::STREAM_NAME_EXIST) => {
-            let wanted = match settings::config_of(nats, &name).await {
-                Some(there) => settings::no_less(config, &there),
-                None => config,
-            };
-            match nats.jetstream.update_stream(wanted).await {
-                Ok(_) => Ok(()),
-                Err(error) => Err(explained(nats, other(format!("updating stream `{name}`"), error))),
-            }
-        }
-        Err(error) => Err(explained(nats, other(format!("creating stream `{name}`"), error))),
+    let there = match nats.stream(&name).await {
+        Err(BrokerError::Denied(_)) => None,
+        found => found?,
+    };
+    let Some(there) = there else {
+        let made = nats.allowed(&format!("STREAM.CREATE.{name}"), nats.jetstream.create_stream(config.clone())).await?;
+        return match made {
+            Ok(_) => Ok(Limited::AsAsked),
+            // Another was first.
+            Err(error) if api_code(&error) == Some(ErrorCode::STREAM_NAME_EXIST) => Ok(Limited::AsAsked),
+            Err(error) => Err(nats.explained(other(format!("creating stream `{name}`"), error))),
+        };
+    };
+    let wanted = settings::no_less(config, &there);
+    if is_as(&there, &wanted) {
+        return Ok(Limited::AsAsked);
+    }
+    let updated = nats.allowed(&format!("STREAM.UPDATE.{name}"), nats.jetstream.update_stream(wanted)).await;
+    match updated {
+        Ok(Ok(_)) => Ok(Limited::AsAsked),
+        Ok(Err(error)) => Err(nats.explained(other(format!("updating stream `{name}`"), error))),
+        Err(BrokerError::Denied(reason)) => Ok(Limited::AsConfigured(format!(
+            "stream `{name}` holds other limits, and this user may not change them ({reason})"
+        ))),
+        Err(error) => Err(error),
     }
 }
 
-fn explained(nats: &Nats, error: BrokerError) -> BrokerError {
-    nats.denials.explain("$JS.API.", error)
+/// Whether a stream is as it is wanted, in what Sluice asks for.
+fn is_as(there: &Config, wanted: &Config) -> bool {
+    // Where nothing is asked for, the server says -1.
+    let or_none = |limit: i64| if limit <= 0 { -1 } else { limit };
+    let asked = |config: &Config| {
+        let limits =
+            [config.max_messages, config.max_message_size.into(), config.max_messages_per_subject, config.max_bytes];
+        let kept = (config.max_age, config.duplicate_window, config.num_replicas.max(1));
+        (config.subjects.clone(), limits.map(or_none), kept, config.retention, config.discard, config.allow_direct)
+    };
+    asked(there) == asked(wanted)
 }
 
 pub(super) async fn remove(nats: &Nats, model: &ModelName) -> Result<()> {
     let stream = names::work_stream(model);
-    match nats.jetstream.delete_stream(&stream).await {
+    match nats.allowed(&format!("STREAM.DELETE.{stream}"), nats.jetstream.delete_stream(&stream)).await? {
         Ok(_) => Ok(()),
         Err(error) if api_code(&error) == Some(ErrorCode::STREAM_NOT_FOUND) => Ok(()),
-        Err(error) => Err(explained(nats, other(format!("deleting stream `{stream}`"), error))),
+        Err(error) => Err(nats.explained(other(format!("deleting stream `{stream}`"), error))),
     }
 }
 
 pub(super) async fn list(nats: &Nats) -> Result<Vec<ModelName>> {
     let names: Vec<String> = nats
-        .jetstream
-        .stream_names()
-        .try_collect()
-        .await
-        .map_err(|error| explained(nats, other("listing streams", error)))?;
+        .allowed("STREAM.NAMES", nats.jetstream.stream_names().try_collect())
+        .await?
+        .map_err(|error| nats.explained(other("listing streams", error)))?;
     let mut models: Vec<_> = names.iter().filter_map(|name| names::model_of_stream(name)).collect();
     models.sort();
     Ok(models)
@@ -128,19 +188,14 @@ pub(super) async fn list(nats: &Nats) -> Result<Vec<ModelName>> {
 
 /// The stream of a model, if the broker has it.
 pub(super) async fn exists(nats: &Nats, model: &ModelName) -> Result<()> {
-    match nats.jetstream.get_stream(names::work_stream(model)).await {
-        Ok(_) => Ok(()),
-        Err(error) => match error.kind() {
-            GetStreamErrorKind::JetStream(api) if api.error_code() == ErrorCode::STREAM_NOT_FOUND => {
-                Err(BrokerError::UnknownModel(model.clone()))
-            }
-            _ => Err(explained(nats, other(format!("looking for the queue of model `{model}`"), error))),
-        },
+    match nats.stream(&names::work_stream(model)).await? {
+        Some(_) => Ok(()),
+        None => Err(BrokerError::UnknownModel(model.clone())),
     }
 }
 
 /// Whether a queue takes nothing any more, as [`QueueLimits::closed`] says it; the server calls everything too large then.
 pub(super) async fn is_closed(nats: &Nats, model: &ModelName) -> bool {
-    let stream = nats.jetstream.get_stream(names::work_stream(model)).await;
-    stream.is_ok_and(|stream| (0..=1).contains(&stream.cached_info().config.max_message_size))
+    let config = nats.stream(&names::work_stream(model)).await;
+    matches!(config, Ok(Some(config)) if (0..=1).contains(&config.max_message_size))
 }

@@ -2,12 +2,10 @@
 
 use async_nats::Subscriber;
 use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::consumer::pull;
-use async_nats::jetstream::consumer::{DeliverPolicy, ReplayPolicy};
 use async_nats::jetstream::stream::DirectGetErrorKind;
 use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt};
-use tracing::{debug, warn};
+use tracing::warn;
 
 use sluice_core::broker::{BrokerError, Replied, Replies, Reply, Result};
 use sluice_core::{JobId, ReplyTo, RequestId};
@@ -16,40 +14,47 @@ use super::acks::NotStored;
 use super::error::other;
 use super::{Nats, headers, names, signal};
 
-/// A request chooses where its answer goes, so this keeps it from choosing, say, another model's queue.
-const INBOX_PREFIX: &str = "_INBOX.";
 /// Results looked up at the same time.
 const LOOKUPS: usize = 64;
 
 pub(super) async fn send(nats: &Nats, to: &ReplyTo, reply: &Reply) -> Result<Replied> {
     match to {
-        ReplyTo::Inbox(address) => {
-            if !address.starts_with(INBOX_PREFIX) || address.contains(['*', '>', ' ', '\t', '\r', '\n']) {
-                return Err(BrokerError::Unusable(format!("`{address}` is not an inbox of this broker")));
-            }
-            let sent =
-                nats.client.publish_with_headers(address.clone(), headers::of_reply(reply), reply.body.clone()).await;
-            match sent {
-                Ok(()) => Ok(Replied::Sent),
-                Err(error) if error.to_string().contains("payload") => Err(too_large(nats, reply)),
-                Err(error) => Err(other("answering", error)),
-            }
-        }
+        ReplyTo::Inbox(address) => to_inbox(nats, address, reply).await,
         // Boxed: it would make the future of each answer to an inbox several times as large.
-        ReplyTo::Results(job) => Box::pin(store(nats, job, reply)).await,
+        ReplyTo::Results { job, inbox } => Box::pin(store(nats, job, inbox.as_deref(), reply)).await,
     }
 }
 
-async fn store(nats: &Nats, job: &JobId, reply: &Reply) -> Result<Replied> {
+async fn to_inbox(nats: &Nats, address: &str, reply: &Reply) -> Result<Replied> {
+    if !signal::is_inbox(address) {
+        return Err(BrokerError::Unusable(format!("`{}` is not an inbox of this broker", address.escape_debug())));
+    }
+    let sent = nats.client.publish_with_headers(address.to_owned(), headers::of_reply(reply), reply.body.clone()).await;
+    match sent {
+        Ok(()) => Ok(Replied::Sent),
+        Err(error) if error.to_string().contains("payload") => Err(too_large(nats, reply)),
+        Err(error) => Err(other("answering", error)),
+    }
+}
+
+async fn store(nats: &Nats, job: &JobId, inbox: Option<&str>, reply: &Reply) -> Result<Replied> {
+    if let Some(address) = inbox.filter(|address| !signal::is_inbox(address)) {
+        return Err(BrokerError::Unusable(format!("`{}` is not an inbox of this broker", address.escape_debug())));
+    }
     let subject = names::result_subject(job, &reply.id);
     let mut all = headers::of_reply(reply);
     // "No message under this subject yet": the first result stands.
     headers::put(&mut all, headers::EXPECTED_LAST_ON_SUBJECT, "0");
     match nats.acks.publish(subject.clone(), all, reply.body.clone()).await {
-        Ok(_) => Ok(Replied::Sent),
-        Err(NotStored::TooLarge) => Err(too_large(nats, reply)),
-        Err(error) if error.code() == Some(ErrorCode::STREAM_WRONG_LAST_SEQUENCE) => Ok(Replied::AlreadyStored),
-        Err(error) => Err(nats.denials.explain(&subject, other("storing a result", error))),
+        Ok(_) => {}
+        Err(NotStored::TooLarge) => return Err(too_large(nats, reply)),
+        // Whoever waits for that one finds it where it is stored: what it says is not known here.
+        Err(error) if error.code() == Some(ErrorCode::STREAM_WRONG_LAST_SEQUENCE) => return Ok(Replied::AlreadyStored),
+        Err(error) => return Err(nats.denials.explain(&subject, other("storing a result", error))),
+    }
+    match inbox {
+        Some(address) => to_inbox(nats, address, reply).await,
+        None => Ok(Replied::Sent),
     }
 }
 
@@ -91,52 +96,27 @@ impl Replies for Inbox {
     }
 }
 
+/// Copies of what is stored, as it is stored: reading the stream would take a consumer, and whoever may make one can have anything
+/// sent to anywhere.
 pub(super) struct Results {
     job: JobId,
-    stream: pull::Ordered,
+    copies: Inbox,
 }
 
 pub(super) async fn results(nats: &Nats, job: &JobId) -> Result<Results> {
-    let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
-        nats.denials.explain("$JS.API.", other(format!("opening the results of job `{job}`"), error))
-    };
-    // The stream is there once a worker has made a queue.
-    let config = pull::OrderedConfig {
-        filter_subject: names::results_of(job),
-        deliver_policy: DeliverPolicy::All,
-        replay_policy: ReplayPolicy::Instant,
-        ..Default::default()
-    };
-    let consumer =
-        nats.jetstream.create_consumer_on_stream(config, names::RESULTS).await.map_err(|error| failed(error.into()))?;
-    let stream = consumer.messages().await.map_err(|error| failed(error.into()))?;
-    Ok(Results { job: job.clone(), stream })
+    // Whoever may not read them is told now, and not when nothing comes.
+    stored_one(nats, job, "-".parse().map_err(|error| other("looking for results", error))?).await?;
+    Ok(Results { job: job.clone(), copies: inbox(nats).await? })
 }
 
 #[async_trait]
 impl Replies for Results {
     fn reply_to(&self) -> ReplyTo {
-        ReplyTo::Results(self.job.clone())
+        ReplyTo::Results { job: self.job.clone(), inbox: Some(self.copies.address.clone()) }
     }
 
     async fn next(&mut self) -> Result<Reply> {
-        loop {
-            match self.stream.next().await {
-                Some(Ok(message)) => {
-                    if let Some(reply) =
-                        message.headers.as_ref().and_then(|all| headers::to_reply(all, message.payload.clone()))
-                    {
-                        return Ok(reply);
-                    }
-                }
-                // An ordered consumer makes itself anew and goes on where it was.
-                Some(Err(error)) => {
-                    debug!(%error, "reading results was interrupted");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-                }
-                None => return Err(other("waiting for results", "the connection was closed")),
-            }
-        }
+        self.copies.next().await
     }
 }
 
@@ -149,10 +129,11 @@ pub(super) async fn stored(nats: &Nats, job: &JobId, ids: &[RequestId]) -> Resul
 async fn stored_one(nats: &Nats, job: &JobId, id: RequestId) -> Result<Option<Reply>> {
     let subject = names::result_subject(job, &id);
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
-        nats.denials.explain("$JS.API.DIRECT.GET", other(format!("looking up the result `{subject}`"), error))
+        nats.explained(other(format!("looking up the result `{subject}`"), error))
     };
     let stream = nats.jetstream.get_stream_no_info(names::RESULTS).await.map_err(|error| failed(error.into()))?;
-    match stream.direct_get_last_for_subject(&subject).await {
+    let operation = format!("DIRECT.GET.{}.{subject}", names::RESULTS);
+    match nats.allowed(&operation, stream.direct_get_last_for_subject(&subject)).await? {
         Ok(found) => Ok(headers::to_reply(&found.headers, found.payload)),
         Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed(error.into())),

@@ -5,10 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{Consumer, pull};
-use async_nats::jetstream::context::GetStreamErrorKind;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
-use async_nats::jetstream::{Context, ErrorCode};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use tokio::sync::OnceCell;
@@ -19,7 +18,7 @@ use sluice_core::broker::{BrokerError, Result};
 use sluice_core::settings::{SETTINGS, Settings};
 
 use super::error::{api_code, other};
-use super::{Nats, names, signal};
+use super::{Nats, names, queue, signal};
 use crate::options::{TOLD, tell, unreadable};
 
 /// A change whose signal was lost is noticed after so long.
@@ -37,7 +36,7 @@ pub(super) struct State {
 
 /// What is stored, else what is found, else this program's own; changes nothing.
 pub(super) async fn read(nats: &Nats) -> Result<Settings> {
-    match stored(&nats.jetstream).await.map_err(|error| explained(nats, error))? {
+    match stored(nats).await? {
         Some(settings) => {
             nats.tell_settings(&settings);
             Ok(settings)
@@ -48,7 +47,7 @@ pub(super) async fn read(nats: &Nats) -> Result<Settings> {
 
 /// The settings, for whoever makes something: who comes first stores them.
 pub(super) async fn current(nats: &Nats) -> Result<Settings> {
-    if let Some(settings) = stored(&nats.jetstream).await.map_err(|error| explained(nats, error))? {
+    if let Some(settings) = stored(nats).await? {
         nats.tell_settings(&settings);
         return Ok(settings);
     }
@@ -56,7 +55,17 @@ pub(super) async fn current(nats: &Nats) -> Result<Settings> {
     if nats.settings.may_not_found.load(Ordering::Relaxed) {
         return Ok(settings);
     }
-    match nats.jetstream.create_stream(document(&settings)).await {
+    let operation = format!("STREAM.CREATE.{}", names::SETTINGS);
+    let made = match nats.allowed(&operation, nats.jetstream.create_stream(document(&settings))).await {
+        Ok(made) => made,
+        Err(BrokerError::Denied(reason)) => {
+            warn!(target: TOLD, reason, "the deployment has no settings yet, and this user may not store any");
+            nats.settings.may_not_found.store(true, Ordering::Relaxed);
+            return Ok(settings);
+        }
+        Err(error) => return Err(error),
+    };
+    match made {
         Ok(_) => {
             info!(target: TOLD, ?settings, "the deployment has settings now");
             if settings.replicas == 1 && nats.client.server_info().cluster.is_some() {
@@ -68,16 +77,9 @@ pub(super) async fn current(nats: &Nats) -> Result<Settings> {
             Ok(settings)
         }
         Err(error) if api_code(&error) == Some(ErrorCode::STREAM_NAME_EXIST) => {
-            Ok(stored(&nats.jetstream).await?.unwrap_or(settings))
+            Ok(stored(nats).await?.unwrap_or(settings))
         }
-        Err(error) => match explained(nats, other("storing the deployment's settings", error)) {
-            BrokerError::Denied(reason) => {
-                warn!(target: TOLD, reason, "the deployment has no settings yet, and this user may not store any");
-                nats.settings.may_not_found.store(true, Ordering::Relaxed);
-                Ok(settings)
-            }
-            error => Err(error),
-        },
+        Err(error) => Err(nats.explained(other("storing the deployment's settings", error))),
     }
 }
 
@@ -93,9 +95,10 @@ pub(super) async fn follow(nats: &Nats) -> Result<()> {
             loop {
                 let told = tokio::time::timeout(LOOK, changes.next()).await;
                 let Some(keeper) = keeper.upgrade().filter(|_| !matches!(told, Ok(None))) else { return };
-                match stored(&jetstream).await {
-                    Ok(Some(settings)) => keeper.set_hold_time(settings.hold_time),
-                    Ok(None) => {}
+                let looked = jetstream.get_stream(names::SETTINGS).await;
+                match looked.map(|stream| parsed(&stream.cached_info().config)) {
+                    Ok(Ok(settings)) => keeper.set_hold_time(settings.hold_time),
+                    Ok(Err(error)) => debug!(%error, "cannot look at the deployment's settings"),
                     Err(error) => debug!(%error, "cannot look at the deployment's settings"),
                 }
             }
@@ -107,7 +110,7 @@ pub(super) async fn follow(nats: &Nats) -> Result<()> {
 
 /// Stores settings and tells everybody.
 pub(super) async fn store(nats: &Nats, settings: &Settings) -> Result<()> {
-    let failed = |error| explained(nats, other("storing the deployment's settings", error));
+    let failed = |error| nats.explained(other("storing the deployment's settings", error));
     match nats.jetstream.create_stream(document(settings)).await {
         Ok(_) => {}
         Err(error) if api_code(&error) == Some(ErrorCode::STREAM_NAME_EXIST) => {
@@ -115,6 +118,8 @@ pub(super) async fn store(nats: &Nats, settings: &Settings) -> Result<()> {
         }
         Err(error) => return Err(failed(error)),
     }
+    // Whoever may store them may make what all share, and others may not.
+    queue::ensure_shared(nats, settings).await?;
     signal::send(nats, SETTINGS, Bytes::new()).await
 }
 
@@ -135,18 +140,16 @@ fn document(settings: &Settings) -> Config {
     }
 }
 
-async fn stored(jetstream: &Context) -> Result<Option<Settings>> {
-    match jetstream.get_stream(names::SETTINGS).await {
-        Ok(stream) => {
-            let metadata = &stream.cached_info().config.metadata;
-            let read = Settings::read(metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())));
-            read.map(Some).map_err(|faults| unreadable(&format!("stream `{}`", names::SETTINGS), &faults))
-        }
-        Err(error) => match error.kind() {
-            GetStreamErrorKind::JetStream(api) if api.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
-            _ => Err(other("looking at the deployment's settings", error)),
-        },
+async fn stored(nats: &Nats) -> Result<Option<Settings>> {
+    match nats.stream(names::SETTINGS).await? {
+        Some(config) => parsed(&config).map(Some),
+        None => Ok(None),
     }
+}
+
+fn parsed(document: &Config) -> Result<Settings> {
+    let read = Settings::read(document.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+    read.map_err(|faults| unreadable(&format!("stream `{}`", names::SETTINGS), &faults))
 }
 
 /// What an older deployment has, and of what it has not, this program's own. Of two values the safer.
@@ -180,15 +183,15 @@ async fn found(nats: &Nats) -> Settings {
 }
 
 pub(super) async fn streams(nats: &Nats) -> Result<Vec<String>> {
-    let listed = nats.jetstream.stream_names().try_collect::<Vec<_>>().await;
-    let mut listed = listed.map_err(|error| explained(nats, other("listing streams", error)))?;
+    let listed = nats.allowed("STREAM.NAMES", nats.jetstream.stream_names().try_collect::<Vec<_>>()).await?;
+    let mut listed = listed.map_err(|error| nats.explained(other("listing streams", error)))?;
     listed.sort();
     Ok(listed)
 }
 
 /// `None` if it is not there, or may not be looked at.
 pub(super) async fn config_of(nats: &Nats, stream: &str) -> Option<Config> {
-    nats.jetstream.get_stream(stream).await.ok().map(|stream| stream.cached_info().config.clone())
+    nats.stream(stream).await.ok().flatten()
 }
 
 /// What somebody asks for in passing, but for what would lower copies or shorten how long something is kept.
@@ -199,10 +202,6 @@ pub(super) fn no_less(wanted: Config, there: &Config) -> Config {
         false => wanted.max_age.max(there.max_age),
     };
     Config { num_replicas: wanted.num_replicas.max(there.num_replicas), max_age, ..wanted }
-}
-
-pub(super) fn explained(nats: &Nats, error: BrokerError) -> BrokerError {
-    nats.denials.explain("$JS.API.", error)
 }
 
 impl Nats {

@@ -7,6 +7,7 @@ use async_nats::{Client, Request, Subject, Subscriber};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
+use tracing::warn;
 
 use sluice_core::broker::{Answer, Result, Signal, Signals};
 
@@ -73,9 +74,29 @@ impl Signals for NatsSignals {
             return Err(other("listening", "the connection was closed"));
         };
         let client = self.client.clone();
-        let answer = message.reply.map(|to| Box::new(NatsAnswer { client, to }) as Box<dyn Answer>);
+        let to = message.reply.filter(|to| {
+            let may = to.starts_with(IMPORTED) || is_inbox(to);
+            if !may {
+                warn!(subject = self.subject, to = %to.escape_debug(), "someone asks who would be answered elsewhere than at an inbox");
+            }
+            may
+        });
+        let answer = to.map(|to| Box::new(NatsAnswer { client, to }) as Box<dyn Answer>);
         Ok(Signal { payload: message.payload, answer })
     }
+}
+
+/// Where an asker listens: whoever asks or requests chooses where its answer goes, so this keeps it from choosing, say, another model's
+/// queue or an operation of JetStream.
+const INBOX: &str = "_INBOX.";
+/// Where the server itself takes answers to what another account asked (a service import), on the way to an inbox there.
+const IMPORTED: &str = "_R_.";
+
+/// Whether an answer may go there.
+pub(super) fn is_inbox(address: &str) -> bool {
+    address.starts_with(INBOX)
+        && !address.contains(['*', '>'])
+        && !address.contains(|character: char| character.is_whitespace() || character.is_control())
 }
 
 struct NatsAnswer {

@@ -5,16 +5,15 @@ use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context as Poller, Poll};
 
-use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::context::GetStreamErrorKind;
 use async_nats::jetstream::kv::{self, CreateErrorKind};
-use async_nats::jetstream::object_store::{self, GetErrorKind, InfoErrorKind, ObjectStore};
+use async_nats::jetstream::object_store::{self, InfoErrorKind, ObjectStore};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::sync::OnceCell;
 
+use sluice_core::BrokerError;
 use sluice_core::store::{Moved, Result, Store, StoreError};
 
 use super::Nats;
@@ -38,13 +37,17 @@ impl NatsStore {
     }
 
     fn failed(&self, what: String, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StoreError {
-        let error = super::error::other(what.clone(), error);
+        let error = match error.into().downcast::<BrokerError>() {
+            Ok(error) => *error,
+            Err(source) => super::error::other(what.clone(), source),
+        };
         // Whatever this connection asks for lies below one of these.
-        let explained =
-            ["$JS.API.", "$KV.", "$O."].iter().fold(error, |error, subject| self.nats.denials.explain(subject, error));
+        let explained = [self.nats.api.prefix(), "$KV.", "$O."]
+            .iter()
+            .fold(error, |error, subject| self.nats.denials.explain(subject, error));
         match explained {
-            sluice_core::BrokerError::Denied(reason) => StoreError::Denied(reason),
-            sluice_core::BrokerError::Other { source, .. } => StoreError::Other { what, source },
+            BrokerError::Denied(reason) => StoreError::Denied(reason),
+            BrokerError::Other { source, .. } => StoreError::Other { what, source },
             other => StoreError::Other { what, source: other.into() },
         }
     }
@@ -54,12 +57,10 @@ impl NatsStore {
         if self.records.initialized() {
             return self.records().await.map(Some);
         }
-        match self.nats.jetstream.get_stream(format!("KV_{RECORDS}")).await {
-            Ok(_) => self.records().await.map(Some),
-            Err(error) => match error.kind() {
-                GetStreamErrorKind::JetStream(api) if api.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
-                _ => Err(self.failed(format!("looking for the bucket `{RECORDS}`"), error)),
-            },
+        match self.nats.stream(&format!("KV_{RECORDS}")).await {
+            Ok(Some(_)) => self.records().await.map(Some),
+            Ok(None) => Ok(None),
+            Err(error) => Err(self.failed(format!("looking for the bucket `{RECORDS}`"), error)),
         }
     }
 
@@ -76,7 +77,9 @@ impl NatsStore {
                 num_replicas: replicas,
                 ..Default::default()
             };
-            let made = self.nats.jetstream.create_key_value(config).await;
+            let operation = format!("STREAM.CREATE.KV_{RECORDS}");
+            let made = self.nats.allowed(&operation, self.nats.jetstream.create_key_value(config)).await;
+            let made = made.map_err(|error| self.failed(format!("opening the bucket `{RECORDS}`"), error))?;
             made.map_err(|error| self.failed(format!("opening the bucket `{RECORDS}`"), error))
         };
         self.records.get_or_try_init(make).await
@@ -100,7 +103,9 @@ impl NatsStore {
                 num_replicas: replicas,
                 ..Default::default()
             };
-            let made = self.nats.jetstream.create_object_store(config).await;
+            let operation = format!("STREAM.CREATE.OBJ_{BLOBS}");
+            let made = self.nats.allowed(&operation, self.nats.jetstream.create_object_store(config)).await;
+            let made = made.map_err(|error| self.failed(format!("opening the bucket `{BLOBS}`"), error))?;
             made.map_err(|error| self.failed(format!("opening the bucket `{BLOBS}`"), error))
         };
         self.blobs.get_or_try_init(make).await
@@ -188,21 +193,27 @@ impl Store for NatsStore {
     }
 
     async fn download(&self, key: &str, file: &Path, moved: Moved<'_>) -> Result<()> {
-        let mut blob = match self.blobs().await?.get(key).await {
-            Ok(blob) => blob,
-            Err(error) if error.kind() == GetErrorKind::NotFound => return Err(StoreError::Missing(key.into())),
+        let blob = match self.blobs().await?.info(key).await {
+            Ok(blob) if !blob.deleted => blob,
+            Ok(_) => return Err(StoreError::Missing(key.into())),
+            Err(error) if error.kind() == InfoErrorKind::NotFound => return Err(StoreError::Missing(key.into())),
             Err(error) => return Err(self.failed(format!("fetching `{key}`"), error)),
         };
         let local = |source| StoreError::Local { what: format!("cannot write `{}`", file.display()), source };
+        let failed = |error: Box<dyn std::error::Error + Send + Sync>| self.failed(format!("fetching `{key}`"), error);
+        // Piece by piece: the client's own way takes a consumer, and whoever may make one can have anything sent to anywhere.
+        let stream = self.nats.jetstream.get_stream_no_info(format!("OBJ_{BLOBS}")).await;
+        let stream = stream.map_err(|error| failed(error.into()))?;
+        let operation = format!("DIRECT.GET.OBJ_{BLOBS}");
+        let pieces = format!("$O.{BLOBS}.C.{}", blob.nuid);
         let mut target = tokio::fs::File::create(file).await.map_err(local)?;
-        let mut buffer = vec![0; CHUNK];
-        loop {
-            let read = blob.read(&mut buffer).await.map_err(|error| self.failed(format!("fetching `{key}`"), error))?;
-            if read == 0 {
-                break;
-            }
-            target.write_all(&buffer[..read]).await.map_err(local)?;
-            moved(read as u64);
+        let mut next = 1;
+        for _ in 0..blob.chunks {
+            let piece = self.nats.allowed(&operation, stream.direct_get_next_for_subject(pieces.as_str(), Some(next)));
+            let piece = piece.await.map_err(|error| failed(error.into()))?.map_err(|error| failed(error.into()))?;
+            next = piece.sequence + 1;
+            target.write_all(&piece.payload).await.map_err(local)?;
+            moved(piece.payload.len() as u64);
         }
         target.flush().await.map_err(local)
     }

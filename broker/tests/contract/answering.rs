@@ -1,10 +1,12 @@
 //! What becomes of answers.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use bytes::Bytes;
-use sluice_core::ReplyTo;
 use sluice_core::broker::{BrokerError, Replied, Reply};
 use sluice_core::codec::ContentType;
+use sluice_core::{JobId, ReplyTo};
 
 use crate::rig::{self, Rig, SOON, with_queue};
 
@@ -43,30 +45,52 @@ pub async fn an_answer_may_not_go_elsewhere_than_to_an_inbox(rig: &mut dyn Rig) 
 pub async fn a_result_is_written_once_and_survives_a_restart(rig: &mut dyn Rig) -> Result<()> {
     let broker = with_queue(rig).await?;
     let job = "job-1".parse()?;
-    let to = ReplyTo::Results("job-1".parse()?);
+    let mut results = broker.results(&job).await?;
+    let to = results.reply_to();
     assert_eq!(broker.stored_results(&job, &["r1".parse()?]).await?, []);
     assert_eq!(broker.reply(&to, &reply("r1", "first")).await?, Replied::Sent);
     let second = broker.reply(&to, &reply("r1", "second")).await?;
     let stands = broker.capabilities().first_result_stands;
     assert_eq!(second, if stands { Replied::AlreadyStored } else { Replied::Sent });
-    assert_eq!(broker.reply(&ReplyTo::Results("job-2".parse()?), &reply("r1", "other job")).await?, Replied::Sent);
-    let mut results = broker.results(&job).await?;
-    assert_eq!(results.reply_to(), to);
+    let other = ReplyTo::Results { job: "job-2".parse()?, inbox: None };
+    assert_eq!(broker.reply(&other, &reply("r1", "other job")).await?, Replied::Sent);
     assert_eq!(tokio::time::timeout(SOON, results.next()).await??, reply("r1", "first"));
     rig.kill()?;
     rig.restart()?;
     let again = rig::connection(rig).await?;
     assert_eq!(again.stored_results(&job, &["r1".parse()?, "r2".parse()?]).await?, [reply("r1", "first")]);
+    // Copies of what is stored reach only those who are there.
+    while broker.stored_results(&job, &["r1".parse()?]).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     again.reply(&to, &reply("r2", "after")).await?;
     // The one that was open before the restart goes on where it was.
     assert_eq!(tokio::time::timeout(SOON, results.next()).await??, reply("r2", "after"));
     Ok(())
 }
 
+pub async fn a_stored_answer_is_copied_to_the_inbox_that_its_request_names_and_only_to_an_inbox(
+    rig: &mut dyn Rig,
+) -> Result<()> {
+    let worker = with_queue(rig).await?;
+    let caller = rig::connection(rig).await?;
+    let mut inbox = caller.inbox().await?;
+    let ReplyTo::Inbox(address) = inbox.reply_to() else { anyhow::bail!("an inbox has an address") };
+    let job: JobId = "job-1".parse()?;
+    let to = |address: &str| ReplyTo::Results { job: job.clone(), inbox: Some(address.into()) };
+    assert_eq!(worker.reply(&to(&address), &reply("r1", "{}")).await?, Replied::Sent);
+    assert_eq!(tokio::time::timeout(SOON, inbox.next()).await??, reply("r1", "{}"));
+    let refused = worker.reply(&to("infer.digits.high"), &reply("r2", "{}")).await;
+    assert!(matches!(refused, Err(BrokerError::Unusable(_))), "{refused:?}");
+    let stored = caller.stored_results(&job, &["r1".parse()?]).await?;
+    assert_eq!(stored, [reply("r1", "{}")]);
+    Ok(())
+}
+
 pub async fn results_that_are_removed_are_gone_or_go_in_their_time(rig: &mut dyn Rig) -> Result<()> {
     let broker = with_queue(rig).await?;
     let job = "job-1".parse()?;
-    let to = ReplyTo::Results("job-1".parse()?);
+    let to = ReplyTo::Results { job: "job-1".parse()?, inbox: None };
     broker.reply(&to, &reply("r1", "{}")).await?;
     broker.remove_results(&job).await?;
     broker.remove_results(&job).await?;

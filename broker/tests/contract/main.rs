@@ -4,6 +4,7 @@
 mod answering;
 mod consuming;
 mod leading;
+mod nats_attacks;
 mod nats_roles;
 mod rabbitmq_recovering;
 mod rabbitmq_roles;
@@ -78,6 +79,7 @@ contract! {
     start answering:
         an_answer_reaches_the_inbox_that_asked,
         an_answer_may_not_go_elsewhere_than_to_an_inbox,
+        a_stored_answer_is_copied_to_the_inbox_that_its_request_names_and_only_to_an_inbox,
         results_that_are_removed_are_gone_or_go_in_their_time;
     start watching:
         depth_counts_what_waits_what_runs_and_how_old_it_is,

@@ -15,29 +15,38 @@ use xtask::nats::NatsServer;
 use crate::rig::{self, PATIENCE, SOON, id, model, next, request};
 use crate::roles::{Served, a_reply, manages};
 
-struct Production {
+pub struct Production {
     server: NatsServer,
     folder: tempfile::TempDir,
 }
 
 impl Production {
-    fn start() -> Result<Self> {
+    pub fn start() -> Result<Self> {
         let folder = tempfile::tempdir()?;
         Certificates::make(folder.path())?;
         Ok(Self { server: NatsServer::production(folder.path(), folder.path())?, folder })
     }
 
-    fn options(&self, role: &str) -> Options {
+    pub fn options(&self, role: &str) -> Options {
         let tls_ca = Some(self.folder.path().join("ca.pem"));
         Options { tls_ca, patience: PATIENCE, ..Options::new(self.server.url_of(role), role) }
     }
 
-    async fn connect(&self, role: &str) -> Result<Arc<dyn Broker>> {
+    pub async fn connect(&self, role: &str) -> Result<Arc<dyn Broker>> {
         Ok(connect(&self.options(role)).await?)
     }
 
+    /// A worker with a queue, which a manager has made.
+    pub async fn with_queue(&self) -> Result<Arc<dyn Broker>> {
+        let limits = QueueLimits { length: 100, message_bytes: 4096 };
+        let (manager, worker) = (self.connect("manager").await?, self.connect("worker").await?);
+        assert_eq!(manager.ensure_queue(&model(), &limits).await?, Limited::AsAsked);
+        assert_eq!(worker.ensure_queue(&model(), &limits).await?, Limited::AsAsked, "it is there");
+        Ok(worker)
+    }
+
     /// A client that is bound to nothing but its credentials.
-    async fn raw(&self, role: &str) -> Result<async_nats::Client> {
+    pub async fn raw(&self, role: &str) -> Result<async_nats::Client> {
         let options = async_nats::ConnectOptions::with_user_and_password(role.into(), format!("{role}-pass"))
             .add_root_certificates(self.folder.path().join("ca.pem"))
             .custom_inbox_prefix(format!("_INBOX.{role}"))
@@ -47,7 +56,7 @@ impl Production {
 }
 
 /// Whether a request to the server is answered: a forbidden one is not.
-async fn answered(client: &async_nats::Client, subject: &str, payload: &str) -> bool {
+pub async fn answered(client: &async_nats::Client, subject: &str, payload: &str) -> bool {
     let asked = client.request(subject.to_owned(), Bytes::copy_from_slice(payload.as_bytes()));
     match tokio::time::timeout(rig::A_WHILE, asked).await {
         Ok(Ok(message)) => !String::from_utf8_lossy(&message.payload).contains("\"error\""),
@@ -58,11 +67,7 @@ async fn answered(client: &async_nats::Client, subject: &str, payload: &str) -> 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_role_can_do_its_work_over_tls() -> Result<()> {
     let production = Production::start()?;
-    let worker = production.connect("worker").await?;
-    assert_eq!(
-        worker.ensure_queue(&model(), &QueueLimits { length: 100, message_bytes: 4096 }).await?,
-        Limited::AsAsked
-    );
+    let worker = production.with_queue().await?;
     let consumer = worker.consume(&model(), 8).await?;
     let questions = worker.listen("describe.digits").await?;
     let mut served = Served { worker: &worker, consumer, questions };
@@ -89,7 +94,7 @@ async fn every_role_can_do_its_work_over_tls() -> Result<()> {
     let monitoring = production.connect("monitoring").await?;
     assert_eq!(monitoring.queues().await?, [model()]);
     assert!(monitoring.depth(&model()).await?.iter().all(|lane| lane.ready.clone().known() == Some(0)));
-    assert_eq!(monitoring.dead_letters(&model(), 5).await?[0].id, "doomed");
+    assert_eq!(production.connect("manager").await?.dead_letters(&model(), 5).await?[0].id, "doomed");
 
     let scaler = production.connect("scaler").await?;
     assert_eq!(scaler.depth(&model()).await?.len(), 3);
@@ -159,11 +164,7 @@ async fn the_manager_writes_the_registry_and_the_others_read_it_or_not_even_that
 #[tokio::test(flavor = "multi_thread")]
 async fn no_role_can_do_anothers_work() -> Result<()> {
     let production = Production::start()?;
-    let worker = production.connect("worker").await?;
-    assert_eq!(
-        worker.ensure_queue(&model(), &QueueLimits { length: 100, message_bytes: 4096 }).await?,
-        Limited::AsAsked
-    );
+    let worker = production.with_queue().await?;
     let producer = production.connect("producer").await?;
     producer.submit(request("r1")).await?;
 
@@ -190,7 +191,7 @@ async fn no_role_can_do_anothers_work() -> Result<()> {
         assert!(!matches!(heard, Ok(Some(_))), "something was overheard: {heard:?}");
     }
 
-    // A worker cannot submit requests, nor read results or dead letters.
+    // A worker cannot submit requests, nor make or change anything, nor read results or dead letters.
     let denied = worker.submit(request("r3")).await.expect_err("it may not");
     assert!(matches!(denied, BrokerError::Denied(_)), "{denied:?}");
     let raw = production.raw("worker").await?;
@@ -202,6 +203,11 @@ async fn no_role_can_do_anothers_work() -> Result<()> {
     assert!(!answered(&raw, "$JS.API.DIRECT.GET.RESULTS.results.job.r1", "").await);
     assert!(!answered(&raw, "$JS.API.STREAM.DELETE.INFER_digits", "").await);
     // The deployment's settings are for the manager to change; everybody may look.
+    let limits = QueueLimits { length: 7, message_bytes: 4096 };
+    let limited = worker.ensure_queue(&model(), &limits).await?;
+    assert!(matches!(limited, Limited::AsConfigured(_)), "{limited:?}");
+    let refused = worker.ensure_queue(&"other".parse()?, &limits).await.expect_err("it may not make it");
+    assert!(matches!(&refused, BrokerError::Denied(text) if text.contains("make-queue")), "{refused:?}");
     let settings = r#"{"name":"SLUICE_SETTINGS","subjects":["sluice.settings"],"discard":"new","max_msgs":1,"max_msg_size":1,
         "num_replicas":1,"storage":"file","retention":"limits","metadata":{"hold_time":"7s"}}"#;
     assert!(!answered(&raw, "$JS.API.STREAM.UPDATE.SLUICE_SETTINGS", settings).await);
@@ -264,11 +270,12 @@ async fn a_cluster_of_three_goes_on_without_one_of_them() -> Result<()> {
         patience: PATIENCE,
         ..Options::new(urls.replace("ROLE", role), role)
     };
+    let manager = connect(&options("manager")).await?;
     let worker = connect(&options("worker")).await?;
     let producer = connect(&options("producer")).await?;
     let deadline = tokio::time::Instant::now() + SOON;
     // The cluster needs a moment to elect its leader.
-    while let Err(error) = worker.ensure_queue(&model(), &QueueLimits { length: 1000, message_bytes: 4096 }).await {
+    while let Err(error) = manager.ensure_queue(&model(), &QueueLimits { length: 1000, message_bytes: 4096 }).await {
         assert!(tokio::time::Instant::now() < deadline, "{error:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use sluice_core::ReplyTo;
 use sluice_core::broker::{Broker, BrokerError, Consumer, QueueLimits, Reply, Settlement, Signals};
 use sluice_core::codec::ContentType;
+use sluice_core::{JobId, ReplyTo};
 
 use crate::rig::{SOON, id, model, next, request};
 
@@ -48,7 +48,6 @@ pub async fn manages(
     let denied = manager.ensure_queue(&model(), &QueueLimits { length: 10, message_bytes: 4096 }).await;
     assert!(denied.is_ok(), "it may make queues again");
     assert!(manager.submit(request("r")).await.is_err(), "it may not submit");
-    assert!(manager.dead_letters(&model(), 1).await.is_err(), "it may not read dead letters");
     Ok(())
 }
 
@@ -63,7 +62,7 @@ impl Served<'_> {
     /// A caller in this role asks, and is answered, in each way that there is.
     pub async fn answers(&mut self, caller: &Arc<dyn Broker>, role: &str) -> Result<()> {
         let mut inbox = caller.inbox().await?;
-        let mut results = caller.results(&format!("job-{role}").parse()?).await?;
+        let mut results = caller.results(&JobId::of(caller.user(), &format!("job-{role}"))?).await?;
         for reply_to in [inbox.reply_to(), results.reply_to()] {
             let mut submission = request(&format!("{role}-{}", reply_to.to_string().len()));
             submission.envelope.reply_to = Some(reply_to.clone());
@@ -74,10 +73,10 @@ impl Served<'_> {
             delivery.hold.settle(Settlement::Done).await?;
             let received = match reply_to {
                 ReplyTo::Inbox(_) => tokio::time::timeout(SOON, inbox.next()).await??,
-                ReplyTo::Results(_) => tokio::time::timeout(SOON, results.next()).await??,
+                ReplyTo::Results { .. } => tokio::time::timeout(SOON, results.next()).await??,
             };
             assert_eq!(received.id, reply.id, "{role}");
-            if let ReplyTo::Results(job) = &reply_to {
+            if let ReplyTo::Results { job, .. } = &reply_to {
                 assert_eq!(caller.stored_results(job, &[reply.id]).await?.len(), 1);
             }
         }

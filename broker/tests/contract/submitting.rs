@@ -24,13 +24,16 @@ pub async fn a_request_is_stored_before_its_receipt(rig: &mut dyn Rig) -> Result
 
 pub async fn a_repeated_submission_is_stored_once(rig: &mut dyn Rig) -> Result<()> {
     let broker = with_queue(rig).await?;
-    assert_eq!(broker.submit(request("r1")).await?, Receipt::Queued);
+    let submission = request("r1");
+    assert_eq!(broker.submit(submission.clone()).await?, Receipt::Queued);
     if !broker.capabilities().drops_repeated_submissions {
-        assert_eq!(broker.submit(request("r1")).await?, Receipt::Queued, "said, not hidden");
+        assert_eq!(broker.submit(submission).await?, Receipt::Queued, "said, not hidden");
         return Ok(());
     }
-    assert_eq!(broker.submit(request("r1")).await?, Receipt::Duplicate);
-    assert_eq!(counts(&broker).await?, (1, 0));
+    assert_eq!(broker.submit(submission).await?, Receipt::Duplicate);
+    // Another's request under the same id is another's: nobody's publish is swallowed by who knows its id.
+    assert_eq!(broker.submit(request("r1")).await?, Receipt::Queued);
+    assert_eq!(counts(&broker).await?, (2, 0));
     Ok(())
 }
 

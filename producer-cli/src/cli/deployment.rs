@@ -1,6 +1,6 @@
 //! The arguments of what concerns the deployment as a whole.
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 /// Tell which configuration file, broker and registry commands use, and who says so. Passwords are masked.
 #[derive(Args)]
@@ -39,4 +39,33 @@ pub enum SettingsCommand {
         #[arg(value_name = "KEY=VALUE")]
         settings: Vec<String>,
     },
+}
+
+/// Print the configuration of a broker's users and what each may do, with a user for each producer and each worker. None of them can read,
+/// forge or swallow what another does; docs/security.md has what that means on each broker.
+///
+/// Examples:
+///   sluice broker-config nats --producers web,batch --workers gpu-1,gpu-2 > roles.conf
+///   sluice broker-config rabbitmq --producers web,batch > definitions.json
+#[derive(Args)]
+#[command(verbatim_doc_comment)]
+pub struct BrokerConfig {
+    /// Which broker
+    pub broker: BrokerKind,
+    /// The producers' users, separated by commas
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "producer")]
+    pub producers: Vec<String>,
+    /// The workers' users, separated by commas
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "worker")]
+    pub workers: Vec<String>,
+}
+
+/// The brokers that Sluice works with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BrokerKind {
+    /// roles.conf, to be included by nats-server's configuration; passwords come from the environment
+    Nats,
+    /// definitions.json, with passwords to be put in
+    #[value(name = "rabbitmq")]
+    RabbitMq,
 }

@@ -80,6 +80,13 @@ pub enum ModelCommand {
     },
     /// Remove a model with its versions, its history and its queue
     Undeploy(Undeploy),
+    /// Make the queues of models that hosts serve by their own configuration (`worker.slots`) instead of from the registry.
+    /// Deployed models get theirs when they are started
+    MakeQueue {
+        /// The packages: folders with a model.toml
+        #[arg(required = true, value_name = "PACKAGE")]
+        packages: Vec<PathBuf>,
+    },
     /// Write models with all versions and their history into an archive
     Export {
         /// The models; all if none is given
@@ -114,6 +121,7 @@ impl ModelCommand {
             ModelCommand::List
             | ModelCommand::Show { .. }
             | ModelCommand::History { .. }
+            | ModelCommand::MakeQueue { .. }
             | ModelCommand::Profile { command: ProfileCommand::Show { .. } }
             | ModelCommand::Export { .. } => None,
         }

@@ -1,5 +1,7 @@
 //! What every command of `sluice model` works with: the registry, the broker, and a voice.
 
+use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +11,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use sluice_core::broker::Limited;
 use sluice_core::manifest::Profile;
 use sluice_core::report::REVISED;
-use sluice_core::{Broker, BrokerError, ModelName};
+use sluice_core::{Broker, BrokerError, Manifest, ModelName};
 use sluice_registry::{Action, Change, Registry, Revision};
 
 use crate::cli::Global;
@@ -82,12 +84,31 @@ impl Desk {
                     eprintln!("note: the queue's limits are the broker's own: {reason}")
                 }
                 Err(BrokerError::Denied(reason)) => {
-                    eprintln!("note: you may not make the queue, the first worker will: {reason}");
+                    eprintln!("note: the queue is not made, and requests are refused until it is: {reason}");
                 }
                 Err(error) => return Err(error).context("the revision is written, but its queue could not be made"),
             }
         }
         Ok(())
+    }
+
+    /// Makes the queues of packages that no registry knows.
+    pub async fn make_queues(&self, packages: &[PathBuf]) -> Result<ExitCode> {
+        for package in packages {
+            let file = package.join("model.toml");
+            let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read `{}`", file.display()))?;
+            let manifest = Manifest::parse(&text).with_context(|| format!("`{}`", file.display()))?;
+            let limited = self.broker.ensure_queue(&manifest.name, &manifest.queue_limits()).await;
+            match limited.map_err(|error| common::denied(error, "make queues", "only `manager`"))? {
+                Limited::AsAsked => self.say(format_args!("model `{}` has its queue", manifest.name)),
+                Limited::AsConfigured(reason) => self
+                    .say(format_args!("model `{}` has a queue, with the broker's own limits: {reason}", manifest.name)),
+            }
+        }
+        if self.json {
+            println!("{}", serde_json::json!({ "queues": packages.len() }));
+        }
+        Ok(ExitCode::SUCCESS)
     }
 
     /// Tells the hosts that something changed. Without it they find out by themselves, later.

@@ -13,9 +13,10 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use sluice_core::broker::{Broker, BrokerError, Replies, Reply};
 use sluice_core::print::count;
-use sluice_core::{JobId, ModelName, RequestId};
+use sluice_core::{ModelName, RequestId};
 
 use super::chunk::Reader;
+use super::ids::Ids;
 use super::journal::Journal;
 use super::output::Output;
 use super::progress::{Progress, Summary, Tally};
@@ -31,7 +32,7 @@ const TICK: Duration = Duration::from_millis(500);
 pub struct Flow<'o> {
     pub broker: Arc<dyn Broker>,
     pub model: ModelName,
-    pub job: JobId,
+    pub ids: Ids,
     pub routing: &'o Routing,
     pub deadline: Option<Duration>,
     pub window: usize,
@@ -50,6 +51,8 @@ pub enum Ended {
 /// What became of a submission.
 enum Submitted {
     Queued,
+    /// An earlier run had submitted it, and was answered perhaps.
+    Before,
     Refused(BrokerError),
 }
 
@@ -63,6 +66,19 @@ struct UnderWay {
     /// The first chunk that has not come yet.
     upcoming: u64,
     tally: Tally,
+    looking: Option<BoxFuture<'static, Result<Vec<Reply>, BrokerError>>>,
+}
+
+impl UnderWay {
+    /// What a look at what is stored found. Cancel-safe.
+    async fn looked_up(
+        looking: &mut Option<BoxFuture<'static, Result<Vec<Reply>, BrokerError>>>,
+    ) -> Result<Vec<Reply>, BrokerError> {
+        let Some(look) = looking else { return std::future::pending().await };
+        let found = look.await;
+        *looking = None;
+        found
+    }
 }
 
 impl Flow<'_> {
@@ -82,6 +98,7 @@ impl Flow<'_> {
             early: self.stored().await?,
             upcoming: self.resumed_at.unwrap_or(0),
             tally: Tally::start(),
+            looking: None,
         };
         let mut more = true;
         let mut tick = tokio::time::interval(TICK);
@@ -107,14 +124,16 @@ impl Flow<'_> {
                 _ = &mut interrupted => break Ended::Interrupted,
                 reply = now.replies.next() => {
                     let reply = reply?;
-                    if let Some(key) = Key::of(&reply.id, &self.job) {
+                    if let Some(key) = self.ids.key(&reply.id) {
                         self.answered(key, reply, &mut now)?;
                     }
                 }
                 Some((key, sent)) = now.submitting.next() => match sent {
                     Submitted::Queued => {}
+                    Submitted::Before => now.waiting.look_soon(&key, Instant::now()),
                     Submitted::Refused(error) => self.refused(key, error, &mut now)?,
                 },
+                found = UnderWay::looked_up(&mut now.looking) => self.found(found, &mut now)?,
                 chunk = reader.chunks.recv(), if more && now.waiting.has_room(self.window) => match chunk {
                     None => more = false,
                     Some(chunk) => {
@@ -126,6 +145,7 @@ impl Flow<'_> {
                 _ = tick.tick() => {
                     self.give_up_late(&mut now)?;
                     self.ask_again(&mut now).await?;
+                    self.look_up(&mut now)?;
                     output.flush()?;
                     self.keep(journal, output)?;
                     let note = note(&mut now);
@@ -150,10 +170,10 @@ impl Flow<'_> {
     async fn stored(&self) -> Result<BTreeMap<Key, Reply>> {
         let Some(first) = self.resumed_at else { return Ok(BTreeMap::new()) };
         let ids: Vec<RequestId> = (first..first + 2 * self.window as u64)
-            .map(|index| Key::whole(index).id(&self.job))
+            .map(|index| self.ids.request(&Key::whole(index)))
             .collect::<Result<_>>()?;
-        let replies = self.broker.stored_results(&self.job, &ids).await?;
-        Ok(replies.into_iter().filter_map(|reply| Some((Key::of(&reply.id, &self.job)?, reply))).collect())
+        let replies = self.broker.stored_results(&self.ids.job, &ids).await?;
+        Ok(replies.into_iter().filter_map(|reply| Some((self.ids.key(&reply.id)?, reply))).collect())
     }
 
     /// Asks for rows that wait, unless their answer is there.

@@ -12,6 +12,9 @@ use sluice_core::{JobId, ModelName};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Journal {
     pub job: JobId,
+    /// What the ids of its requests follow from.
+    #[serde(default)]
+    pub secret: String,
     pub model: ModelName,
     /// The version that must answer, if one was said.
     #[serde(default)]
@@ -99,8 +102,8 @@ impl Journal {
             format!("it had {}, this has {}", versioned(&self.version), versioned(&now.version))
         } else if self.then != now.then {
             format!("it had {}, this has {}", piped(&self.then), piped(&now.then))
-        } else if self.takes.is_empty() {
-            "an earlier release began it, which did not keep what the model takes".into()
+        } else if self.takes.is_empty() || self.secret.is_empty() {
+            "an earlier release began it, which kept less of what it did".into()
         } else if self.takes != now.takes {
             format!("the model took {}, and takes {} now", self.takes.join(", "), now.takes.join(", "))
         } else if self.sources != now.sources {
@@ -138,6 +141,7 @@ mod tests {
         let name = |name: &str| -> ModelName { name.parse().expect("a name") };
         let began = Journal {
             job: "job".parse().expect("a job"),
+            secret: "s".into(),
             model: name("m"),
             version: None,
             then: vec![name("next")],

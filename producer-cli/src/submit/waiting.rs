@@ -2,14 +2,21 @@
 //! that failed. Holds no more than the window, whatever the file's size.
 
 use std::collections::VecDeque;
+use std::fmt;
+use std::num::ParseIntError;
 use std::ops::Range;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use sluice_core::broker::Reply;
-use sluice_core::{JobId, RequestId};
 
 use super::chunk::Chunk;
 use super::divide::{may_be_one_rows, parts};
+
+/// An answer that has not come by then may be stored all the same.
+const LOOK_AFTER: Duration = Duration::from_secs(5);
+/// Each look waits twice as long as the one before, up to this.
+const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
 
 /// Which rows a request asks for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,18 +39,24 @@ impl Key {
     pub fn is_part(&self) -> bool {
         self.part.is_some()
     }
+}
 
-    /// `JOB-7` for all rows of the eighth message, `JOB-7:4:2` for two of them.
-    pub fn id(&self, job: &JobId) -> anyhow::Result<RequestId> {
-        let part = self.part.map(|(first, rows)| format!(":{first}:{rows}")).unwrap_or_default();
-        Ok(format!("{job}-{}{part}", self.chunk).parse()?)
+/// `7` for all rows of the eighth message, `7:4:2` for two of them.
+impl fmt::Display for Key {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.part {
+            None => write!(formatter, "{}", self.chunk),
+            Some((first, rows)) => write!(formatter, "{}:{first}:{rows}", self.chunk),
+        }
     }
+}
 
-    pub fn of(id: &RequestId, job: &JobId) -> Option<Self> {
-        let text = id.as_str().strip_prefix(job.as_str())?.strip_prefix('-')?;
-        let Some((chunk, part)) = text.split_once(':') else { return Some(Self::whole(text.parse().ok()?)) };
-        let (first, rows) = part.split_once(':')?;
-        Some(Self { chunk: chunk.parse().ok()?, part: Some((first.parse().ok()?, rows.parse().ok()?)) })
+impl FromStr for Key {
+    type Err = ParseIntError;
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        let Some((chunk, part)) = text.split_once(':') else { return Ok(Self::whole(text.parse()?)) };
+        let (first, rows) = part.split_once(':').unwrap_or((part, ""));
+        Ok(Self { chunk: chunk.parse()?, part: Some((first.parse()?, rows.parse()?)) })
     }
 }
 
@@ -68,13 +81,16 @@ impl Asked {
 pub struct Sent {
     first: Instant,
     last: Instant,
+    /// When its answer was last looked up where it would be stored, and how often.
+    looked: Instant,
+    looks: u32,
     /// Times it was asked again.
     pub again: u32,
 }
 
 impl Sent {
     fn at(now: Instant) -> Self {
-        Self { first: now, last: now, again: 0 }
+        Self { first: now, last: now, looked: now, looks: 0, again: 0 }
     }
 
     /// It is submitted once more.
@@ -86,6 +102,17 @@ impl Sent {
     /// How long it waits since it was last submitted.
     pub fn waits(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.last)
+    }
+
+    /// Whether its answer may be stored and the word of it lost.
+    pub fn is_to_be_looked_up(&self, now: Instant) -> bool {
+        let pause = (LOOK_AFTER * 2_u32.saturating_pow(self.looks)).min(LOOK_AT_LEAST_EVERY);
+        now.saturating_duration_since(self.looked) >= pause
+    }
+
+    pub fn looked_up(&mut self, now: Instant) {
+        self.looked = now;
+        self.looks = (self.looks + 1).min(16);
     }
 
     /// What is left of the time that it has.
@@ -159,6 +186,13 @@ impl Waiting {
             && asked.sent.replace(Sent::at(now)).is_none()
         {
             self.under_way += 1;
+        }
+    }
+
+    /// Lets the answer of a request be looked up with the next look.
+    pub fn look_soon(&mut self, key: &Key, now: Instant) {
+        if let Some(sent) = self.asked(key).and_then(|asked| asked.sent.as_mut()) {
+            sent.looked = now.checked_sub(LOOK_AFTER).unwrap_or(now);
         }
     }
 
@@ -329,12 +363,18 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_known_by_its_id() {
-        let job: JobId = "a-1".parse().expect("a job");
-        for (key, id) in [(Key::whole(7), "a-1-7"), (Key::part_of(7, &(4..6)), "a-1-7:4:2")] {
-            assert_eq!(key.id(&job).expect("an id").as_str(), id);
-            assert_eq!(Key::of(&id.parse().expect("an id"), &job), Some(key));
+    fn what_may_have_been_missed_is_looked_up_ever_more_rarely() {
+        let (began, second) = (Instant::now(), Duration::from_secs(1));
+        let mut sent = Sent::at(began);
+        assert!(!sent.is_to_be_looked_up(began + 4 * second));
+        let mut looks = Vec::new();
+        for at in 0..200 {
+            let now = began + at * second;
+            if sent.is_to_be_looked_up(now) {
+                sent.looked_up(now);
+                looks.push(at);
+            }
         }
-        assert_eq!(Key::of(&"b-1-7".parse().expect("an id"), &job), None);
+        assert_eq!(looks, [5, 15, 35, 75, 135, 195]);
     }
 }

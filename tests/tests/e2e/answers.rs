@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use sluice_core::broker::{Receipt, Submission};
 use sluice_core::clock::unix_ms;
 use sluice_core::codec::{self, ContentType};
@@ -170,8 +170,16 @@ pub async fn a_durable_answer_is_there_for_whoever_comes_later(kind: Kind) -> Re
     stack.server.stop()?;
     stack.server.restart()?;
     let broker = stack.connect().await?;
-    let mut results = broker.results(&job).await?;
-    let reply = tokio::time::timeout(SOON, results.next()).await??;
+    let reply = {
+        let deadline = tokio::time::Instant::now() + SOON;
+        loop {
+            if let Some(reply) = broker.stored_results(&job, &["r1".parse()?]).await?.pop() {
+                break reply;
+            }
+            ensure!(tokio::time::Instant::now() < deadline, "no answer is stored");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
     assert_eq!(floats(&reply), Ok(vec![2.0; 4]));
     drop(worker);
     Ok(())

@@ -13,7 +13,7 @@ use proptest::test_runner::TestRunner;
 use sluice_core::broker::{Broker, BrokerError, Limited, QueueLimits, Replies, Submission};
 use sluice_core::codec::ContentType;
 use sluice_core::{Envelope, ErrorCode, ReplyTo, RequestId};
-use sluice_e2e::stack::{SOON, Worker, envelope, floats, next, rows, submit};
+use sluice_e2e::stack::{Durable, SOON, Worker, envelope, floats, next, rows, submit};
 use sluice_e2e::{Stack, fixture};
 use xtask::broker::Kind;
 
@@ -62,7 +62,7 @@ pub async fn a_worker_killed_in_the_middle_of_batches_loses_nothing(kind: Kind) 
     let package = steady(stack.folder(), "")?;
     let mut doomed = stack.worker(&[(&package, 2)], QUICK)?;
     let broker = stack.connect().await?;
-    let mut results = broker.results(&"job".parse()?).await?;
+    let mut results = Durable::open(&broker, "job", 1500).await?;
     let submitting = submit_many(&broker, results.reply_to(), 1500).await;
     while doomed.metric("sluice_rows_total", &[])? < 100.0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -85,7 +85,7 @@ pub async fn sigterm_under_load_loses_nothing_and_charges_no_attempt(kind: Kind)
     let package = steady(stack.folder(), "[limits]\nattempts = 1")?;
     let mut first = stack.worker(&[(&package, 2)], "")?;
     let broker = stack.connect().await?;
-    let mut results = broker.results(&"job".parse()?).await?;
+    let mut results = Durable::open(&broker, "job", 1200).await?;
     submit_many(&broker, results.reply_to(), 1200).await?;
     for _ in 0..2 {
         while first.metric("sluice_rows_total", &[])? < 50.0 {
@@ -108,7 +108,7 @@ pub async fn a_broker_restarted_under_load_loses_nothing(kind: Kind) -> Result<(
     // Longer than the outage: an outage beyond the hold time charges what was in flight.
     let worker = stack.worker(&[(&package, 2)], "hold_time = \"6s\"")?;
     let broker = stack.connect().await?;
-    let mut results = broker.results(&"job".parse()?).await?;
+    let mut results = Durable::open(&broker, "job", 1500).await?;
     let submitting = {
         let broker = Arc::clone(&broker);
         let to = results.reply_to();
@@ -263,7 +263,7 @@ pub async fn a_full_queue_refuses_and_loses_nothing_that_it_took(kind: Kind) -> 
         broker.ensure_queue(&model, &QueueLimits { length: 50, message_bytes: 1 << 20 }).await?,
         Limited::AsAsked
     );
-    let mut results = broker.results(&"job".parse()?).await?;
+    let mut results = Durable::open(&broker, "job", 80).await?;
     let mut accepted = BTreeSet::new();
     let mut refused = 0;
     for index in 0..80 {

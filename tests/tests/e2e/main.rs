@@ -10,6 +10,7 @@ mod models;
 mod operations;
 mod outputs;
 mod placing;
+mod roles;
 mod scaling;
 mod settings;
 

@@ -12,7 +12,7 @@ use sluice_core::broker::{Broker, Replies, Submission};
 use sluice_core::report::{REPORTS, Report};
 use sluice_e2e::fixture;
 use sluice_e2e::proxy::Proxy;
-use sluice_e2e::stack::{SOON, Stack, envelope, floats, next, rows, submit};
+use sluice_e2e::stack::{Durable, SOON, Stack, envelope, floats, next, rows, submit};
 use xtask::broker::Kind;
 
 /// Quick to come and to go, so that a test sees both.
@@ -80,7 +80,7 @@ impl Load {
     /// Whose answers are stored: those to an inbox are lost while its owner is away.
     async fn durable(stack: &Stack) -> Result<Self> {
         let broker = stack.connect().await?;
-        let inbox = broker.results(&"outage".parse()?).await?;
+        let inbox = Durable::open(&broker, "outage", 400).await?;
         Ok(Self { broker, inbox, sent: 0, answered: BTreeSet::new() })
     }
 
@@ -377,12 +377,16 @@ pub async fn an_outage_of_the_broker_takes_no_slot_away(kind: Kind) -> Result<()
 
 pub async fn each_part_does_its_work_with_the_permissions_of_its_role(kind: Kind) -> Result<()> {
     let mut stack = Stack::production(kind)?;
+    // What all share is made by whoever manages: the others wait for it.
     let mut scaler = stack.scaler("")?;
+    if kind == Kind::Nats {
+        scaler.wait_for_line("waiting for what leading needs", SOON)?;
+    }
+    deploy(&stack, 40, QUICK)?;
     scaler.wait_for_line("leading", SOON)?;
     let mut standby = stack.scaler("")?;
     standby.wait_for_line("waiting for the lead", SOON)?;
     let _hosts = [stack.host(1)?, stack.host(1)?];
-    deploy(&stack, 40, QUICK)?;
     until(&stack, "silence", |slots| slots.is_empty())?;
     let produce = |arguments: &[&str]| -> Result<String> {
         let output = stack.cli_as("producer", arguments)?;

@@ -19,6 +19,10 @@ use crate::common;
 
 /// The pause before a submission is repeated that the broker did not take.
 const PAUSE: Duration = Duration::from_millis(250);
+/// Marks the submission id of a request whose first one was taken.
+const COLLIDED: u32 = u32::MAX;
+/// Answers looked up at once: a look must not hold up what comes by itself.
+const LOOKED_UP: usize = 256;
 /// An answer that went straight back and has not come by then may be lost.
 const PERHAPS_LOST: Duration = Duration::from_secs(20);
 /// How long after its deadline a request may still be answered: workers say themselves that it has passed, if there are any.
@@ -49,15 +53,18 @@ impl Flow<'_> {
             rows: rows.len() as u32,
             deadline,
             source: Some("/sluice/submit".into()),
-            ..Envelope::new(key.id(&self.job)?)
+            ..Envelope::new(self.ids.request(key)?)
         };
-        Ok(Some(Submission::new(self.model.clone(), envelope, body)))
+        let submission_id = self.ids.submission(key);
+        Ok(Some(Submission { submission_id, ..Submission::new(self.model.clone(), envelope, body) }))
     }
 
     /// Submits until the broker has it or refuses it for good. A full queue and an outage are waited out.
-    pub(super) fn submit(&self, key: Key, submission: Submission) -> BoxFuture<'static, (Key, Submitted)> {
+    pub(super) fn submit(&self, key: Key, mut submission: Submission) -> BoxFuture<'static, (Key, Submitted)> {
         let broker = Arc::clone(&self.broker);
         let body_bytes = self.body_bytes;
+        // An earlier run may have submitted it.
+        let mut new = self.resumed_at.is_none();
         Box::pin(async move {
             let size = submission.body.len();
             if let Some(limit) = body_bytes.filter(|limit| size as u64 > *limit) {
@@ -66,10 +73,14 @@ impl Flow<'_> {
             }
             loop {
                 match broker.submit(submission.clone()).await {
-                    Ok(Receipt::Queued | Receipt::Duplicate) => return (key, Submitted::Queued),
+                    // Nobody but this run knows the id, and this run has not used it: the request would be swallowed.
+                    Ok(Receipt::Duplicate) if new => submission = submission.again(COLLIDED),
+                    Ok(Receipt::Queued) => return (key, Submitted::Queued),
+                    Ok(Receipt::Duplicate) => return (key, Submitted::Before),
                     Err(error) if error.is_transient() => tokio::time::sleep(PAUSE).await,
                     Err(error) => return (key, Submitted::Refused(error)),
                 }
+                new = false;
             }
         })
     }
@@ -86,7 +97,7 @@ impl Flow<'_> {
 
     /// As if a worker had answered this.
     fn failed(&self, key: Key, failure: &Failure, now: &mut UnderWay) -> Result<()> {
-        let id = key.id(&self.job)?;
+        let id = self.ids.request(&key)?;
         let content_type = codec::ContentType::default();
         let body = codec::encode_failure(content_type, self.model.as_str(), id.as_str(), failure);
         self.answered(key, Reply { id, error: Some(failure.code), content_type, body, traceparent: None }, now)
@@ -102,6 +113,42 @@ impl Flow<'_> {
         let reason = format!("no answer came within the deadline of {}", common::short(deadline));
         let failure = Failure::new(ErrorCode::DeadlineExceeded, reason);
         late.into_iter().try_for_each(|key| self.failed(key, &failure, now))
+    }
+
+    /// Looks where answers are stored for those that have not come: word of one may be lost, its answer is not.
+    pub(super) fn look_up(&self, now: &mut UnderWay) -> Result<()> {
+        let told = self.broker.capabilities().reads_results_from_the_first;
+        if self.mode != ReplyMode::Durable || told || now.looking.is_some() {
+            return Ok(());
+        }
+        let at = Instant::now();
+        let open = now.waiting.open().filter(|(_, _, sent)| sent.is_to_be_looked_up(at)).take(LOOKED_UP);
+        let due = open.map(|(key, _, sent)| {
+            sent.looked_up(at);
+            self.ids.request(key)
+        });
+        let ids = due.collect::<Result<Vec<_>>>()?;
+        if !ids.is_empty() {
+            let (broker, job) = (Arc::clone(&self.broker), self.ids.job.clone());
+            now.looking = Some(Box::pin(async move { broker.stored_results(&job, &ids).await }));
+        }
+        Ok(())
+    }
+
+    /// What a look found.
+    pub(super) fn found(&self, found: Result<Vec<Reply>, BrokerError>, now: &mut UnderWay) -> Result<()> {
+        let replies = match found {
+            Ok(replies) => replies,
+            // The next look comes.
+            Err(error) if error.is_transient() => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        for reply in replies {
+            if let Some(key) = self.ids.key(&reply.id) {
+                self.answered(key, reply, now)?;
+            }
+        }
+        Ok(())
     }
 
     /// What went straight back and was lost is asked for once more.
