@@ -10,7 +10,7 @@ import asyncio, json, math, struct, sys, time, uuid
 
 import aio_pika
 import msgpack
-from aio_pika.exceptions import DeliveryError, PublishError
+from aio_pika.exceptions import ChannelNotFoundEntity, DeliveryError, PublishError
 
 PATIENCE = 30  # seconds that an answer may take
 FORMATS = {"BOOL": "?", "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q", "INT8": "b", "INT16": "h",
@@ -60,9 +60,10 @@ def outputs(message):
     return reply["outputs"]
 
 
-async def ask_live(channel, model, tensor):
+async def ask_live(connection, model, tensor):
     """MessagePack there and back. The inbox is listened to before the request is sent."""
-    inbox = f"inbox.{uuid.uuid4()}"
+    channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+    inbox = f"inbox.{connection.url.user}.{uuid.uuid4()}"  # with production's permissions, one's own begin so
     queue = await channel.declare_queue(exclusive=True)
     await queue.bind("sluice.inbox", inbox)
     async with queue.iterator(no_ack=True) as replies:
@@ -71,14 +72,24 @@ async def ask_live(channel, model, tensor):
         return outputs(await anext(replies))
 
 
-async def ask_durable(channel, model, tensor):
+async def results_of(connection, job):
+    """The job's stream, once the first worker that answers has made it."""
+    while True:
+        channel = await connection.channel()  # one of its own: asking for what is not there closes it
+        await channel.set_qos(prefetch_count=100)  # a stream wants one
+        try:
+            return await channel.get_queue(f"results.{job}")
+        except ChannelNotFoundEntity:
+            await asyncio.sleep(0.25)
+
+
+async def ask_durable(connection, model, tensor):
     """JSON there and back. The answer is stored in the job's stream, and can be read later as well."""
-    job = f"example-{uuid.uuid4()}"
-    stream = {"x-queue-type": "stream", "x-max-age": "86400s"}  # as workers declare it
-    results = await channel.declare_queue(f"results.{job}", durable=True, arguments=stream)
-    await results.bind("sluice.results", f"results.{job}")
+    channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+    job = f"{connection.url.user}.example-{uuid.uuid4()}"
     body = json.dumps({"inputs": [tensor]}).encode()
     request_id = await submit(channel, model, f"results:{job}", "application/json", body)
+    results = await results_of(connection, job)
     async with results.iterator(arguments={"x-stream-offset": "first"}) as replies:
         async for reply in replies:
             await reply.ack()  # asks for more; a stream forgets nothing by this
@@ -98,10 +109,8 @@ def fp32(name, values):
 async def run(url, model, name, rows):
     connection = await aio_pika.connect(url, timeout=PATIENCE)
     async with connection:
-        channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-        await channel.set_qos(prefetch_count=100)  # a stream wants one
         for ask in (ask_live, ask_durable):
-            answer = await asyncio.wait_for(ask(channel, model, fp32(name, json.loads(rows))), PATIENCE)
+            answer = await asyncio.wait_for(ask(connection, model, fp32(name, json.loads(rows))), PATIENCE)
             print(json.dumps(answer))
 
 

@@ -33,7 +33,7 @@ const MOST_SEEN: usize = 10_000;
 pub(super) struct Link {
     pub options: Options,
     pub shown_url: String,
-    /// See [`sluice_core::Broker::user`].
+    /// See [`sluice_core::Broker::user`]; addresses begin with it.
     pub user: Option<String>,
     live: tokio::sync::Mutex<Option<Arc<Connection>>>,
     /// Publishing with confirms, so that nothing accepted is lost.
@@ -188,10 +188,10 @@ impl Link {
                     // Answers to live callers are sent without waiting: nobody else hears that one was refused.
                     Event::Error(error) if is_of_channel(&error) && is_denial(&error) => {
                         let refusal = other("using a channel", error).to_string();
-                        if standing.denied_lately().is_none() {
+                        let known = standing.denied_lately().is_some();
+                        if standing.note_denial(&refusal) && !known {
                             warn!(url, reason = refusal, "the broker refused something");
                         }
-                        standing.note_denial(refusal);
                     }
                     // Whoever uses a channel sees its errors.
                     Event::Error(error) if is_of_channel(&error) => {}
@@ -247,8 +247,6 @@ impl Link {
 
     /// A channel on which the broker says what became of each message.
     async fn confirming(&self) -> Result<Channel> {
-        // Publishing to an exchange that is not there would end the channel for everyone.
-        super::queue::ensure_exchanges(self).await?;
         let channel = self.channel().await?;
         self.standing.within("asking for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
         Ok(channel)
@@ -259,7 +257,6 @@ impl Link {
         if let Some(channel) = self.telling.get() {
             return Ok(channel);
         }
-        super::queue::ensure_exchanges(self).await?;
         let channel = self.channel().await?;
         self.telling.set(&channel);
         Ok(channel)

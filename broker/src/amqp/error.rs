@@ -59,6 +59,11 @@ pub(super) fn is_mismatch(error: &lapin::Error) -> bool {
     is_soft(error, AMQPSoftError::PRECONDITIONFAILED)
 }
 
+/// Whether a queue is another connection's own.
+pub(super) fn is_locked(error: &lapin::Error) -> bool {
+    is_soft(error, AMQPSoftError::RESOURCELOCKED)
+}
+
 fn is_soft(error: &lapin::Error, kind: AMQPSoftError) -> bool {
     matches!(error.kind(), ErrorKind::ProtocolError(refusal) if *refusal.kind() == AMQPErrorKind::Soft(kind))
 }

@@ -48,7 +48,7 @@ async fn wait_for_token(link: &Arc<Link>, office: &str, holder: &str) -> Result<
     let options = QueueDeclareOptions { durable: true, ..Default::default() };
     let what = format!("waiting for `{name}`");
     let declared = link.standing.within(&what, channel.queue_declare(name.as_str().into(), options, arguments)).await?;
-    queue::ensure_exchanges(link).await?;
+    queue::ensure_exchange(link, names::LEAD).await?;
     queue::bind(link, &channel, names::LEAD, &name, &name).await?;
     // The first to come puts the token there. Were two to do so at once, the second token would never be looked at: it
     // stands behind the first, which goes back to the head.

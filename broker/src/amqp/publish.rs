@@ -7,7 +7,7 @@ use sluice_core::broker::{BrokerError, Receipt, Result, Submission};
 use sluice_core::clock::unix_ms;
 
 use super::connect::Link;
-use super::{headers, names};
+use super::{headers, names, queue};
 
 /// What became of a message.
 pub(super) enum Published {
@@ -43,7 +43,7 @@ pub(super) async fn submit(link: &Link, submission: Submission) -> Result<Receip
 /// this connection goes by a channel that has no other under way.
 pub(super) async fn stored(
     link: &Link,
-    exchange: &str,
+    exchange: &'static str,
     key: &str,
     body: &[u8],
     properties: BasicProperties,
@@ -53,6 +53,8 @@ pub(super) async fn stored(
     let place = format!("{exchange} {key}");
     // First the channel: with a new connection, what was seen on the last one is forgotten.
     let channel = link.publishing().await?;
+    // Publishing to an exchange that is not there would end the channel for everyone.
+    queue::ensure_exchange(link, exchange).await?;
     let mut came_back = false;
     let (mut place_of_channel, alone) = loop {
         if !came_back && link.has_seen(&place) {
@@ -75,7 +77,7 @@ pub(super) async fn stored(
     // Only now: after an error, or a caller who waits no longer, what is still to come on it belongs to nobody.
     *place_of_channel = Some(alone);
     // Whether somebody listens to a signal is another question each time.
-    if matches!(published, Published::Stored) && exchange != names::CONTROL {
+    if matches!(published, Published::Stored) && !names::is_for_signals(exchange) {
         link.note_seen(&place);
     }
     Ok(published)

@@ -3,15 +3,15 @@
 
 use std::time::{Duration, Instant};
 
+use lapin::Channel;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, ExchangeKind};
 
 use sluice_core::broker::{BrokerError, Limited, QueueLimits, Result};
 use sluice_core::{Lane, ModelName};
 
 use super::connect::Link;
-use super::error::{is_mismatch, is_not_found, is_starting, other};
+use super::error::{is_locked, is_mismatch, is_not_found, is_starting, other};
 use super::{manage, names, settings};
 
 /// RabbitMQ 4 drops a message that was delivered more often than its queue's limit, 20 if none is set. The worker
@@ -22,41 +22,49 @@ const STARTING: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(250);
 
 pub(super) async fn ensure(link: &Link, model: &ModelName, limits: &QueueLimits) -> Result<Limited> {
-    // Somebody may have removed them since they were seen.
-    EXCHANGES.iter().for_each(|(name, _)| link.forget(name));
-    ensure_exchanges(link).await?;
+    for (name, _) in names::EXCHANGES {
+        // Somebody may have removed it since it was seen.
+        link.forget(name);
+        ensure_exchange(link, name).await?;
+    }
+    match make(link, model).await {
+        // With the production files a worker uses queues, and who manages makes them.
+        Err(BrokerError::Denied(refusal)) => look_for(link, model, &refusal).await?,
+        made => made?,
+    }
+    manage::limit(link, model, limits).await
+}
+
+async fn make(link: &Link, model: &ModelName) -> Result<()> {
     let settings = settings::current(link).await?;
     for lane in Lane::ALL {
         let reject = ("x-overflow", AMQPValue::LongString("reject-publish".into()));
         declare(link, names::WORK, &names::lane_queue(model, lane), quorum(&[reject])).await?;
     }
     declare(link, names::RETRY, &names::retried_queue(model), quorum(&[])).await?;
-    declare(link, names::DEAD, &names::dead_queue(model), stream(settings.dead_letters_kept)).await?;
-    manage::limit(link, model, limits).await
+    declare(link, names::DEAD, &names::dead_queue(model), stream(settings.dead_letters_kept)).await
 }
 
-const EXCHANGES: [(&str, ExchangeKind); 7] = [
-    (names::WORK, ExchangeKind::Direct),
-    (names::RETRY, ExchangeKind::Direct),
-    (names::DEAD, ExchangeKind::Direct),
-    (names::RESULTS, ExchangeKind::Direct),
-    (names::INBOXES, ExchangeKind::Direct),
-    (names::LEAD, ExchangeKind::Direct),
-    (names::CONTROL, ExchangeKind::Topic),
-];
-
-/// The exchanges, for whoever comes first. Looked for before they are made: only making needs the permission to configure.
-pub(super) async fn ensure_exchanges(link: &Link) -> Result<()> {
-    for (name, kind) in EXCHANGES {
-        ensure_exchange(link, name, kind).await?;
+/// For whoever may not make queues: whether all are there.
+async fn look_for(link: &Link, model: &ModelName, refusal: &str) -> Result<()> {
+    let lanes = Lane::ALL.iter().map(|lane| names::lane_queue(model, *lane));
+    for queue in lanes.chain([names::retried_queue(model), names::dead_queue(model)]) {
+        if waiting(link, &queue).await?.is_none() {
+            return Err(BrokerError::Denied(format!(
+                "there is no queue `{queue}`, and this user may not make it: `sluice model start {model}` by the user who manages \
+                 does ({refusal})"
+            )));
+        }
     }
     Ok(())
 }
 
-pub(super) async fn ensure_exchange(link: &Link, name: &'static str, kind: ExchangeKind) -> Result<()> {
+/// An exchange, for whoever comes first. Looked for before it is made: only making needs the permission to configure.
+pub(super) async fn ensure_exchange(link: &Link, name: &str) -> Result<()> {
     if link.has_seen(name) {
         return Ok(());
     }
+    let kind = names::kind_of(name);
     let declare = async |passive: bool| {
         let channel = link.channel().await?;
         let options = ExchangeDeclareOptions { durable: true, passive, ..Default::default() };
@@ -93,6 +101,11 @@ pub(super) async fn declare(link: &Link, exchange: &str, queue: &str, arguments:
             Err(error) if is_mismatch(&error) => {
                 return Err(BrokerError::Unusable(format!(
                     "queue `{queue}` is there with other arguments; remove it or rename the model: {error}"
+                )));
+            }
+            Err(error) if is_locked(&error) => {
+                return Err(BrokerError::Unusable(format!(
+                    "queue `{queue}` belongs to somebody's connection: {error}"
                 )));
             }
             Err(error) => return Err(other(what, error)),

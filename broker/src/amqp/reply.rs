@@ -24,6 +24,8 @@ use super::{headers, names, queue, settings, stream};
 use crate::Patience;
 
 const PAUSE: Duration = Duration::from_millis(200);
+/// A job whose first answer is long in coming has no stream yet, and the broker logs each time that somebody looks for it.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How long a stream of results may be silent before it is read anew from where it was.
 const SILENCE: Duration = Duration::from_secs(10);
 /// Messages that have come and nobody has asked for.
@@ -48,10 +50,11 @@ pub(super) async fn send(link: &Link, to: &ReplyTo, reply: &Reply) -> Result<Rep
 }
 
 async fn to_inbox(link: &Link, address: &str, reply: &Reply) -> Result<Replied> {
-    if !address.starts_with(names::INBOX_PREFIX) || address.contains(['*', '#', ' ', '\t', '\r', '\n']) {
+    if !names::is_inbox(address) {
         return Err(BrokerError::Unusable(format!("`{address}` is not an inbox of this broker")));
     }
     let channel = link.telling().await?;
+    queue::ensure_exchange(link, names::INBOXES).await?;
     let properties = headers::of_reply(reply).with_delivery_mode(1);
     let options = BasicPublishOptions::default();
     let sent = channel.basic_publish(names::INBOXES.into(), address.into(), options, &reply.body, properties);
@@ -81,7 +84,7 @@ async fn ensure_results(link: &Link, name: &str) -> Result<()> {
     if link.has_seen(name) {
         return Ok(());
     }
-    queue::ensure_exchanges(link).await?;
+    queue::ensure_exchange(link, names::RESULTS).await?;
     let settings = settings::current(link).await?;
     queue::declare(link, names::RESULTS, name, queue::stream(settings.results_kept)).await?;
     link.note_seen(name);
@@ -97,7 +100,7 @@ pub(super) struct Listener {
 
 impl Listener {
     pub(super) async fn start(link: &Arc<Link>, exchange: &'static str, key: String) -> Result<Self> {
-        queue::ensure_exchanges(link).await?;
+        queue::ensure_exchange(link, exchange).await?;
         let mut open = listen(link, exchange, &key).await?;
         let link = Arc::clone(link);
         let (sender, messages) = mpsc::channel(BUFFERED);
@@ -154,7 +157,7 @@ pub(super) struct Inbox {
 }
 
 pub(super) async fn inbox(link: &Arc<Link>) -> Result<Inbox> {
-    let address = names::new_inbox();
+    let address = names::new_inbox(link.user.as_deref());
     let listener = Listener::start(link, names::INBOXES, address.clone()).await?;
     Ok(Inbox { address, listener })
 }
@@ -185,25 +188,39 @@ pub(super) struct Results {
 
 pub(super) async fn results(link: &Arc<Link>, job: &JobId) -> Result<Results> {
     let queue = names::results_queue(job);
-    ensure_results(link, &queue).await?;
+    // The first worker that answers makes the stream: who reads needs no right to.
+    let mut opened = match stream::Reader::open(link, &queue, 0).await {
+        Ok(reader) => Some(reader),
+        Err(error @ (BrokerError::Denied(_) | BrokerError::Unreachable { .. } | BrokerError::Blocked(_))) => {
+            return Err(error);
+        }
+        Err(_) => None,
+    };
     let link = Arc::clone(link);
     let (sender, replies) = mpsc::channel(BUFFERED);
     let task = tokio::spawn(async move {
         let mut first = First::default();
         // The place of the next one.
         let mut next = 0;
+        let mut pause = PAUSE;
         loop {
-            let mut reader = match stream::Reader::open(&link, &queue, next).await {
+            let found = match opened.take() {
+                Some(reader) => Ok(reader),
+                None => stream::Reader::open(&link, &queue, next).await,
+            };
+            let mut reader = match found {
                 Ok(reader) => reader,
                 Err(error @ BrokerError::Denied(_)) if link.options.patience != Patience::Wait => {
                     let _ = sender.send(Err(error)).await;
                     return;
                 }
                 Err(_) => {
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
                     continue;
                 }
             };
+            pause = PAUSE;
             // A broker that was slow to start may have forgotten a reader that it accepted: after a silence it is asked anew.
             while let Ok(Some(stream::Entry { offset, delivery })) = tokio::time::timeout(SILENCE, reader.next()).await
             {

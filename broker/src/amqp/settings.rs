@@ -162,7 +162,7 @@ fn tell_once(link: &Link, settings: &Settings) {
 
 /// The exchange and the stream.
 async fn declare(link: &Link) -> Result<()> {
-    queue::ensure_exchange(link, names::SETTINGS, lapin::ExchangeKind::Direct).await?;
+    queue::ensure_exchange(link, names::SETTINGS).await?;
     queue::declare(link, names::SETTINGS, names::SETTINGS, queue::forever()).await
 }
 

@@ -8,13 +8,13 @@ use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::options::BasicPublishOptions;
 
-use sluice_core::broker::{Answer, Result, Signal, Signals};
+use sluice_core::broker::{Answer, BrokerError, Result, Signal, Signals};
 
 use super::connect::Link;
 use super::error::other;
-use super::names;
 use super::publish::{Published, stored};
 use super::reply::Listener;
+use super::{names, queue};
 
 /// Within this the broker says that it takes no more.
 const WORD: Duration = Duration::from_millis(50);
@@ -23,17 +23,24 @@ pub(super) async fn send(link: &Link, topic: &str, payload: Bytes) -> Result<()>
     let properties = BasicProperties::default();
     if link.standing.is_unsure() {
         // Whether somebody listens or not is all the same.
-        stored(link, names::CONTROL, topic, &payload, properties, &format!("signalling `{topic}`")).await?;
+        stored(link, names::exchange_of(topic), topic, &payload, properties, &format!("signalling `{topic}`")).await?;
         // It takes the first message, and says a little later that it takes no more.
         tokio::time::sleep(WORD).await;
         return link.standing.refuse_while_blocked();
     }
     link.standing.refuse_while_blocked()?;
-    tell(link, names::CONTROL, topic, &payload, properties).await
+    tell(link, names::exchange_of(topic), topic, &payload, properties).await
 }
 
-async fn tell(link: &Link, exchange: &str, key: &str, payload: &[u8], properties: BasicProperties) -> Result<()> {
+async fn tell(
+    link: &Link,
+    exchange: &'static str,
+    key: &str,
+    payload: &[u8],
+    properties: BasicProperties,
+) -> Result<()> {
     let channel = link.telling().await?;
+    queue::ensure_exchange(link, exchange).await?;
     let sent =
         channel.basic_publish(exchange.into(), key.into(), BasicPublishOptions::default(), payload, properties).await;
     sent.map_err(|error| other(format!("signalling `{key}`"), error))?;
@@ -41,15 +48,15 @@ async fn tell(link: &Link, exchange: &str, key: &str, payload: &[u8], properties
 }
 
 pub(super) async fn listen(link: &Arc<Link>, topic: &str) -> Result<AmqpSignals> {
-    let listener = Listener::start(link, names::CONTROL, topic.to_owned()).await?;
+    let listener = Listener::start(link, names::exchange_of(topic), topic.to_owned()).await?;
     Ok(AmqpSignals { link: Arc::clone(link), listener })
 }
 
 pub(super) async fn ask(link: &Arc<Link>, topic: &str, payload: Bytes, limit: Duration) -> Result<Option<Bytes>> {
-    let address = names::new_inbox();
-    let mut answers = Listener::start(link, names::INBOXES, address.clone()).await?;
+    let address = names::new_inbox(link.user.as_deref());
+    let mut answers = Listener::start(link, names::ANSWERS, address.clone()).await?;
     let properties = BasicProperties::default().with_reply_to(address.into());
-    match stored(link, names::CONTROL, topic, &payload, properties, &format!("asking `{topic}`")).await? {
+    match stored(link, names::exchange_of(topic), topic, &payload, properties, &format!("asking `{topic}`")).await? {
         Published::Stored => {}
         // Nobody listens.
         Published::Unroutable | Published::Refused => {
@@ -92,6 +99,10 @@ struct AmqpAnswer {
 #[async_trait]
 impl Answer for AmqpAnswer {
     async fn send(self: Box<Self>, payload: Bytes) -> Result<()> {
-        tell(&self.link, names::INBOXES, &self.to, &payload, BasicProperties::default()).await
+        // With this program's own rights, and at a stranger's word: to those who listen for answers, and nobody else.
+        if !names::is_inbox(&self.to) {
+            return Err(BrokerError::Unusable(format!("`{}` is not an inbox of this broker", self.to)));
+        }
+        tell(&self.link, names::ANSWERS, &self.to, &payload, BasicProperties::default()).await
     }
 }

@@ -62,14 +62,15 @@ impl Standing {
         unsure
     }
 
-    /// Notes what the broker denied. What a worker never needs is no trouble of its own: a step of a pipeline that nobody granted, settings
-    /// that only a manager may store.
-    pub(super) fn note_denial(&self, refusal: String) {
+    /// Notes what the broker denied, and says whether it is trouble. What a worker never needs is none: a step of a pipeline that nobody
+    /// granted, settings and queues that only a manager may make.
+    pub(super) fn note_denial(&self, refusal: &str) -> bool {
         let quoted = |name: &str| refusal.contains(&format!("'{name}'"));
         if refusal.contains("configure access") || quoted(names::WORK) || quoted(names::SETTINGS) {
-            return;
+            return false;
         }
-        *self.denied.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), refusal));
+        *self.denied.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), refusal.to_owned()));
+        true
     }
 
     /// What the broker denied within the last seconds.
@@ -118,10 +119,12 @@ mod tests {
             "ACCESS_REFUSED - write access to exchange 'sluice.infer' in vhost '/' refused for user 'worker'",
             "ACCESS_REFUSED - configure access to exchange 'sluice.settings' in vhost '/' refused for user 'worker'",
         ] {
-            standing.note_denial(harmless.into());
+            assert!(!standing.note_denial(harmless));
             assert_eq!(standing.denied_lately(), None);
         }
-        standing.note_denial("ACCESS_REFUSED - write access to exchange 'sluice.results' in vhost '/' refused".into());
+        assert!(
+            standing.note_denial("ACCESS_REFUSED - write access to exchange 'sluice.results' in vhost '/' refused")
+        );
         assert!(standing.denied_lately().is_some());
     }
 }

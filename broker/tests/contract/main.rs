@@ -6,6 +6,7 @@ mod consuming;
 mod leading;
 mod nats_attacks;
 mod nats_roles;
+mod rabbitmq_holders;
 mod rabbitmq_recovering;
 mod rabbitmq_roles;
 mod recovering;
