@@ -1,6 +1,7 @@
 //! The words and seams that every Sluice crate shares. No sockets, no runtime, no engine.
 
 pub mod assignment;
+pub mod bounds;
 pub mod broker;
 pub mod clock;
 pub mod codec;

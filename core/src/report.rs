@@ -46,6 +46,9 @@ pub struct Report {
     /// The assignment that it follows, the default one before the first; `None` if its configuration says what it runs.
     #[serde(default)]
     pub assignment: Option<Assignment>,
+    /// Why it refuses what was sent to it as an assignment, since it last followed one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refuses: Option<String>,
     /// The registry that it follows; `None` if it follows none, or does not say.
     #[serde(default)]
     pub registry: Option<RegistryReport>,

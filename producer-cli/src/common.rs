@@ -58,7 +58,7 @@ pub async fn show_again(again: bool, mut show: impl AsyncFnMut() -> Result<()>) 
     loop {
         if again && std::io::stdout().is_terminal() {
             // Home, and clear what is below.
-            print!("\x1b[H\x1b[2J");
+            print::steer("\x1b[H\x1b[2J");
         }
         show().await?;
         // Nobody looks any more; a full disk is told at the end.

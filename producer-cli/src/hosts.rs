@@ -155,6 +155,14 @@ fn state(report: &Report) -> String {
     if report.taken_by.is_some() {
         return "takes no work: another worker has this name".into();
     }
+    let state = open_or_not(report);
+    match report.refuses {
+        Some(_) => format!("{state}; it refuses what somebody sends it as assignments"),
+        None => state,
+    }
+}
+
+fn open_or_not(report: &Report) -> String {
     match &report.assignment {
         None => "as configured".into(),
         Some(assignment) if !assignment.leases.is_empty() => {
@@ -183,6 +191,13 @@ async fn show_slots(broker: &Arc<dyn Broker>, options: &Slots) -> Result<()> {
         let rows: Vec<_> = rows.iter().map(|(host, model)| json!({ "host": host, "slots_of": model })).collect();
         println!("{}", serde_json::to_string(&rows)?);
         return Ok(());
+    }
+    for (host, reason) in hosts.all().filter_map(|report| Some((&report.host, report.refuses.as_ref()?))) {
+        eprintln!(
+            "note: host `{}` refuses what somebody sends it as an assignment: {}; if it does not do as the scaler says, start its worker anew",
+            plain(host),
+            plain(reason)
+        );
     }
     if rows.is_empty() {
         match &options.model {

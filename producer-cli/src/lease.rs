@@ -2,6 +2,7 @@
 
 mod holding;
 
+use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -138,6 +139,9 @@ async fn work_under(holding: &Holding, options: &Acquire, json: bool) -> Result<
     };
     let mut command = Command::new(program);
     command.args(arguments);
+    if !options.pass_broker {
+        kept_back(std::env::vars_os().map(|(name, _)| name)).for_each(|name| _ = command.env_remove(name));
+    }
     command.envs(environment.iter().map(|(name, value)| (name.as_str(), value.as_str().unwrap_or_default())));
     match Group::start(command) {
         Ok(group) => holding.keep(Some(group)).await,
@@ -148,6 +152,11 @@ async fn work_under(holding: &Holding, options: &Acquire, json: bool) -> Result<
             Ok(ExitCode::from(code))
         }
     }
+}
+
+/// What of an environment says how to reach the broker and the registry, passwords included: work outside Sluice has no use for it.
+fn kept_back(names: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    names.filter(|name| name.as_encoded_bytes().starts_with(b"SLUICE_"))
 }
 
 /// What programs look at to find their devices.

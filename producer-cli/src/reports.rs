@@ -61,7 +61,11 @@ impl Hosts {
         loop {
             let signal = self.signals.next().await.map_err(denied)?;
             // What is no report is not for us.
-            if let Ok(report) = serde_json::from_slice::<Report>(&signal.payload) {
+            if let Ok(mut report) = serde_json::from_slice::<Report>(&signal.payload)
+                && report.check().is_ok()
+            {
+                // Whatever its devices are: only what cannot be is left out.
+                report.within(&BTreeMap::new());
                 self.reports.insert((report.host.clone(), report.instance.clone()), report);
                 return Ok(());
             }

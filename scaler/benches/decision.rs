@@ -79,6 +79,7 @@ fn report(world: &mut World, count: usize, wanted: &BTreeMap<String, Vec<Assigne
             started: 1,
             instance: String::new(),
             taken_by: None,
+            refuses: None,
             models: slots.iter().map(running).collect(),
             devices: vec![DeviceReport { name: "cpu".into(), capacity: world.capacity, memory_mib: Some(16_000) }],
             labels: BTreeMap::new(),
@@ -86,7 +87,7 @@ fn report(world: &mut World, count: usize, wanted: &BTreeMap<String, Vec<Assigne
             registry: None,
             draining: false,
         };
-        world.fleet.hear(report, world.now);
+        world.fleet.hear(report, world.now).expect("there is room");
     }
 }
 

@@ -1,6 +1,6 @@
 //! What each host is to be told now: an assignment that differs from the one sent before, or one that the host has not taken up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use sluice_core::assignment::{Assigned, Assignment, Gate, Generation, Lease};
@@ -14,6 +14,8 @@ pub struct Assigner {
     term: u64,
     counter: u64,
     sent: BTreeMap<String, (Assignment, Duration)>,
+    /// Hosts that follow what this leader did not send, and had to be outbid.
+    outbid: BTreeSet<String>,
 }
 
 /// What a host should have.
@@ -34,7 +36,12 @@ pub struct Wanted {
 impl Assigner {
     /// For a leader that begins: everything is said anew, since nobody follows this term yet.
     pub fn new(term: u64) -> Self {
-        Self { term, counter: 0, sent: BTreeMap::new() }
+        Self { term, counter: 0, sent: BTreeMap::new(), outbid: BTreeSet::new() }
+    }
+
+    /// Whether a host had to be sent a greater number than this leader counts, for the first time.
+    pub fn has_outbid(&mut self, assignment: &Assignment) -> bool {
+        assignment.generation.term != self.term && self.outbid.insert(assignment.host.clone())
     }
 
     /// What to send, given the generation that each host follows.
@@ -45,6 +52,7 @@ impl Assigner {
         now: Duration,
     ) -> Vec<Assignment> {
         self.sent.retain(|host, _| wanted.contains_key(host));
+        self.outbid.retain(|host| wanted.contains_key(host));
         let mut due = Vec::new();
         for (host, wanted) in wanted {
             if let Some((sent, at)) = self.sent.get(host) {
@@ -62,7 +70,8 @@ impl Assigner {
                 host: host.clone(),
                 instance: wanted.instance.clone(),
                 twin: wanted.twin.clone(),
-                generation: Generation { term: self.term, counter: self.counter },
+                // Whatever it follows was sent by one who does not lead: no later leader may be locked out by it.
+                generation: followed.get(host).copied().unwrap_or_default().outbid(self.term, self.counter),
                 slots: wanted.slots.clone(),
                 gate: wanted.gate,
                 leases: wanted.leases.clone(),
@@ -96,5 +105,21 @@ mod tests {
         // A host that comes back after it was given up is told, whatever it was told before.
         assigner.due(&BTreeMap::new(), &followed, ms(10_000));
         assert_eq!(assigner.due(&wanted(2), &followed, ms(10_500)).len(), 1);
+    }
+
+    #[test]
+    fn a_host_that_follows_what_nobody_sent_is_outbid() {
+        let wanted = BTreeMap::from([("a".to_owned(), Wanted::default()), ("b".to_owned(), Wanted::default())]);
+        let forged = Generation { term: 1 << 40, counter: 1 << 50 };
+        let mut followed = BTreeMap::from([("a".to_owned(), forged)]);
+        let mut assigner = Assigner::new(7);
+        let ms = Duration::from_millis;
+        let due = assigner.due(&wanted, &followed, ms(0));
+        assert!(due[0].generation > forged && forged.may_become(due[0].generation).is_ok(), "{}", due[0].generation);
+        assert_eq!(due[1].generation, Generation { term: 7, counter: 2 }, "the others are told as ever");
+        assert_eq!(due.iter().map(|due| assigner.has_outbid(due)).collect::<Vec<_>>(), [true, false]);
+        assert!(!assigner.has_outbid(&due[0]), "told once");
+        followed.extend(due.iter().map(|due| (due.host.clone(), due.generation)));
+        assert_eq!(assigner.due(&wanted, &followed, ms(5000)), [], "both have taken it up");
     }
 }

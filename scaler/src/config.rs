@@ -1,5 +1,6 @@
 //! The scaler's configuration.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -47,7 +48,12 @@ pub struct ScalerConfig {
     /// A command, with its arguments, that is told as JSON on its standard input what slots fit nowhere whenever that changes: it may add
     /// hosts.
     pub when_short: Vec<String>,
+    /// What a device counts for at most, whatever its host says: of `cpu`, threads; of `cuda`, each GPU's slots.
+    pub max_capacity: BTreeMap<String, usize>,
 }
+
+/// More than a machine has, and no more than a few of them.
+const MAX_CAPACITY: [(&str, usize); 2] = [("cpu", 1024), ("cuda", 64)];
 
 impl Default for ScalerConfig {
     fn default() -> Self {
@@ -61,6 +67,7 @@ impl Default for ScalerConfig {
             registry_poll: Duration::from_secs(15),
             groups: Vec::new(),
             when_short: Vec::new(),
+            max_capacity: MAX_CAPACITY.map(|(kind, most)| (kind.to_owned(), most)).into(),
         }
     }
 }
@@ -72,6 +79,9 @@ impl Config {
         faults.extend(self.registry.fault());
         if self.scaler.interval < Duration::from_millis(50) {
             faults.push(format!("`scaler.interval` is {:?}: 50ms or more", self.scaler.interval));
+        }
+        for kind in self.scaler.max_capacity.keys().filter(|kind| MAX_CAPACITY.iter().all(|(known, _)| known != kind)) {
+            faults.push(format!("`scaler.max_capacity.{kind}`: there are `cpu` and `cuda`"));
         }
         for (index, group) in self.scaler.groups.iter().enumerate() {
             if !is_group(&group.name) {
@@ -88,6 +98,13 @@ impl Config {
             }
         }
         if faults.is_empty() { Ok(()) } else { Err(ConfigError::new("configuration", faults)) }
+    }
+
+    /// What a device of each kind counts for at most.
+    pub fn max_capacity(&self) -> BTreeMap<String, usize> {
+        let mut most = ScalerConfig::default().max_capacity;
+        most.extend(self.scaler.max_capacity.clone());
+        most
     }
 
     /// This scaler's name.

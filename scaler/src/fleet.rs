@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sluice_core::ModelName;
 use sluice_core::assignment::Gate;
+use sluice_core::bounds::HOSTS;
 use sluice_core::clock::UnixMs;
 use sluice_core::report::{DeviceReport, ModelReport, Report, SIGN_OF_LIFE, State};
 use sluice_core::scaler::Silent;
@@ -87,9 +88,17 @@ pub struct Measured {
 }
 
 impl Fleet {
-    /// Takes a report.
-    pub fn hear(&mut self, report: Report, now: Duration) {
-        let Some(report) = self.of_twins(report, now) else { return };
+    /// Takes a report; an error if it is of one host too many.
+    pub fn hear(&mut self, report: Report, now: Duration) -> Result<(), String> {
+        // At once where room is lacking: whoever makes hosts up is not to keep real ones out for long.
+        let full = self.hosts.len() >= HOSTS && !self.hosts.contains_key(&report.host);
+        if full || now.saturating_sub(self.pruned) >= PRUNED_EVERY {
+            self.prune(if full { DEAD_AFTER } else { FORGOTTEN_AFTER }, now);
+        }
+        if full && self.hosts.len() >= HOSTS {
+            return Err(format!("{HOSTS} hosts report already: more are not counted"));
+        }
+        let Some(report) = self.of_twins(report, now) else { return Ok(()) };
         let known = self.counted.contains_key(&report.host);
         let (started, counted) = self.counted.entry(report.host.clone()).or_default();
         let before = std::mem::replace(started, report.started);
@@ -117,12 +126,18 @@ impl Fleet {
             *done = done.saturating_add(rows.saturating_sub(before));
         }
         self.hosts.insert(report.host.clone(), Heard { report, at: now });
-        // Now and then: looking at all for each report would cost their number squared.
-        if now.saturating_sub(self.pruned) >= PRUNED_EVERY {
-            self.pruned = now;
-            self.hosts.retain(|_, heard| now.saturating_sub(heard.at) < FORGOTTEN_AFTER);
-            self.counted.retain(|host, _| self.hosts.contains_key(host));
+        Ok(())
+    }
+
+    /// Forgets who was not heard for so long. Now and then: looking at all for each report would cost their number squared.
+    fn prune(&mut self, after: Duration, now: Duration) {
+        // Of many that are one too many in a moment, the first has looked.
+        if after < FORGOTTEN_AFTER && now.saturating_sub(self.pruned) < DEAD_AFTER {
+            return;
         }
+        self.pruned = now;
+        self.hosts.retain(|_, heard| now.saturating_sub(heard.at) < after);
+        self.counted.retain(|host, _| self.hosts.contains_key(host));
     }
 
     /// Of two processes under one name, the one that began first does the work; the reports of the other are kept apart.
@@ -298,6 +313,10 @@ impl Mean {
 mod tests {
     use super::*;
 
+    fn hear(fleet: &mut Fleet, report: Report, now: Duration) {
+        fleet.hear(report, now).expect("there is room");
+    }
+
     fn report(host: &str, started: u64, rows: u64, row_seconds: f64) -> Report {
         let model = ModelReport::new("m".parse().expect("a name"), Some(1), State::Ready);
         let measured = sluice_core::report::Measured { rows, row_seconds, requests_held: 2, ..Default::default() };
@@ -307,6 +326,7 @@ mod tests {
             started,
             instance: format!("{host}-{started}"),
             taken_by: None,
+            refuses: None,
             models: vec![ModelReport { slots: 1, measured, device: "cpu".into(), ..model }],
             devices: Vec::new(),
             labels: BTreeMap::new(),
@@ -322,7 +342,7 @@ mod tests {
         for (host, rows, rows_per_request) in [("old", 5_000, 2.0), ("new", 512, 512.0)] {
             let mut report = report(host, 1, rows, 0.1);
             report.models[0].measured.rows_per_request = rows_per_request;
-            fleet.hear(report, Duration::ZERO);
+            hear(&mut fleet, report, Duration::ZERO);
         }
         let rows = fleet.measure(Duration::ZERO).into_values().next().and_then(|of| of.rows_per_request);
         assert!(rows.is_some_and(|rows| (2.0..10.0).contains(&rows)), "{rows:?}");
@@ -335,32 +355,46 @@ mod tests {
         let (first, second) = (report("a", 1, 0, 0.1), report("a", 2, 0, 0.1));
         let works = |fleet: &Fleet, now| fleet.host("a", now).map(|report| report.started);
         let twin = |fleet: &Fleet, now| fleet.twin("a", now).map(|report| report.started);
-        fleet.hear(first.clone(), ms(0));
-        fleet.hear(second.clone(), ms(1000));
+        hear(&mut fleet, first.clone(), ms(0));
+        hear(&mut fleet, second.clone(), ms(1000));
         assert_eq!((works(&fleet, ms(1000)), twin(&fleet, ms(1000))), (Some(1), None), "the first may have ended");
-        fleet.hear(first.clone(), ms(2000));
+        hear(&mut fleet, first.clone(), ms(2000));
         assert_eq!((works(&fleet, ms(2000)), twin(&fleet, ms(2000))), (Some(1), Some(2)), "it has not");
-        fleet.hear(second.clone(), ms(3000));
-        fleet.hear(second.clone(), ms(5000));
+        hear(&mut fleet, second.clone(), ms(3000));
+        hear(&mut fleet, second.clone(), ms(5000));
         assert_eq!((works(&fleet, ms(5000)), twin(&fleet, ms(5000))), (Some(1), Some(2)), "late is not dead");
-        fleet.hear(second.clone(), ms(7000));
+        hear(&mut fleet, second.clone(), ms(7000));
         assert_eq!((works(&fleet, ms(7000)), twin(&fleet, ms(7000))), (Some(2), None), "now it is");
         // It was only cut off.
-        fleet.hear(first.clone(), ms(7500));
+        hear(&mut fleet, first.clone(), ms(7500));
         assert_eq!((works(&fleet, ms(7500)), twin(&fleet, ms(7500))), (Some(1), Some(2)));
         // One that comes back has done nothing lately.
         let model: ModelName = "m".parse().expect("a name");
         let mut fleet = Fleet::default();
-        fleet.hear(report("a", 1, 1_000_000, 0.1), ms(0));
-        fleet.hear(second.clone(), ms(7000));
-        fleet.hear(report("a", 1, 1_000_005, 0.1), ms(7500));
+        hear(&mut fleet, report("a", 1, 1_000_000, 0.1), ms(0));
+        hear(&mut fleet, second.clone(), ms(7000));
+        hear(&mut fleet, report("a", 1, 1_000_005, 0.1), ms(7500));
         assert_eq!(fleet.done(&model), 0);
         // One that was started anew, by a supervisor after a crash.
         let mut fleet = Fleet::default();
-        fleet.hear(first, ms(0));
-        fleet.hear(second.clone(), ms(500));
-        fleet.hear(second, ms(2500));
+        hear(&mut fleet, first, ms(0));
+        hear(&mut fleet, second.clone(), ms(500));
+        hear(&mut fleet, second, ms(2500));
         assert_eq!((works(&fleet, ms(2500)), twin(&fleet, ms(2500))), (Some(2), None));
+    }
+
+    #[test]
+    fn hosts_that_are_made_up_take_no_more_than_so_much() {
+        let mut fleet = Fleet::default();
+        let seconds = Duration::from_secs;
+        hear(&mut fleet, report("real", 1, 0, 0.1), seconds(40));
+        for number in 1..HOSTS {
+            hear(&mut fleet, report(&format!("made-up-{number}"), 1, 0, 0.1), seconds(40));
+        }
+        assert!(fleet.hear(report("late", 1, 0, 0.1), seconds(41)).is_err_and(|told| told.contains("10000 hosts")));
+        hear(&mut fleet, report("real", 1, 0, 0.1), seconds(44));
+        hear(&mut fleet, report("late", 1, 0, 0.1), seconds(46));
+        assert_eq!(fleet.alive(seconds(46)).count(), 2, "those that say nothing more have made room");
     }
 
     #[test]
@@ -369,7 +403,7 @@ mod tests {
         for (host, deaf) in [("a", true), ("b", false)] {
             let mut report = report(host, 1, 1, 0.1);
             report.models[0].receives_nothing = deaf;
-            fleet.hear(report, Duration::ZERO);
+            hear(&mut fleet, report, Duration::ZERO);
         }
         assert_eq!(fleet.measure(Duration::ZERO).into_values().next().map(|of| of.deaf), Some(1));
     }
@@ -379,19 +413,19 @@ mod tests {
         let model: ModelName = "m".parse().expect("a name");
         let mut fleet = Fleet::default();
         let seconds = Duration::from_secs;
-        fleet.hear(report("a", 1, 100, 0.1), seconds(0));
-        fleet.hear(report("a", 1, 150, 0.1), seconds(2));
-        fleet.hear(report("b", 1, 10, 0.3), seconds(2));
+        hear(&mut fleet, report("a", 1, 100, 0.1), seconds(0));
+        hear(&mut fleet, report("a", 1, 150, 0.1), seconds(2));
+        hear(&mut fleet, report("b", 1, 10, 0.3), seconds(2));
         assert_eq!(fleet.done(&model), 50);
         // Started anew, and the one before has said that it ends: it counts from zero.
-        fleet.hear(Report { draining: true, ..report("a", 1, 150, 0.1) }, seconds(4));
-        fleet.hear(report("a", 2, 5, 0.1), seconds(4));
+        hear(&mut fleet, Report { draining: true, ..report("a", 1, 150, 0.1) }, seconds(4));
+        hear(&mut fleet, report("a", 2, 5, 0.1), seconds(4));
         assert_eq!(fleet.done(&model), 55);
         let measured = fleet.measure(seconds(5))[&model];
         assert_eq!((measured.held, measured.serving, measured.row_seconds), (4, 2, Some(0.2)));
         assert_eq!(fleet.alive(seconds(7)).count(), 1, "b was heard at 2 s");
         assert_eq!(fleet.alive(seconds(9)).count(), 0);
-        fleet.hear(Report { draining: true, ..report("c", 1, 0, 0.1) }, seconds(4));
+        hear(&mut fleet, Report { draining: true, ..report("c", 1, 0, 0.1) }, seconds(4));
         let silent = fleet.silent(seconds(15));
         let silent: Vec<(&str, u64)> = silent.iter().map(|of| (of.report.host.as_str(), of.silent_seconds)).collect();
         assert_eq!(silent, [("a", 11), ("b", 13)], "c has ended in order");

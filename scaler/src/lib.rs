@@ -7,6 +7,7 @@ pub mod brain;
 pub mod catalog;
 pub mod config;
 mod decide;
+mod ears;
 pub mod fleet;
 pub mod lease;
 mod metrics;

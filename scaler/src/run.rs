@@ -10,9 +10,10 @@ use bytes::Bytes;
 use prometheus::Registry;
 use sluice_broker::Patience;
 use sluice_core::assignment::assignment_topic;
+use sluice_core::bounds::{NAME, shortened};
 use sluice_core::broker::{Broker, Leadership, Signal};
 use sluice_core::clock::unix_ms;
-use sluice_core::report::{REPORT_NOW, REPORTS, Report};
+use sluice_core::report::{REPORT_NOW, Report};
 use sluice_core::scaler::{Answer, Question, SCALER, SCALER_ORDERS};
 use sluice_service::admin::{self, Readiness};
 use sluice_service::tasks::spawn_vital;
@@ -23,6 +24,7 @@ use crate::assign::Assigner;
 use crate::brain::{Brain, Round, Seen};
 use crate::catalog::{Catalog, Follower};
 use crate::config::Config;
+use crate::ears::Ears;
 use crate::fleet::Fleet;
 use crate::metrics::Metrics;
 use crate::queues::Queues;
@@ -52,6 +54,8 @@ struct Scaler {
     shortage: Shortage,
     /// Processes that were seen to report under another's name.
     twins: BTreeMap<String, String>,
+    /// Hosts that refuse what is sent to them, and why.
+    refusing: BTreeMap<String, String>,
     /// When it took the lead last.
     leads_since: Duration,
 }
@@ -84,8 +88,9 @@ pub async fn run(
     let (fleet, catalog) = (Arc::new(Mutex::new(Fleet::default())), Arc::new(Catalog::default()));
     // A standby listens too, so that it can decide at once.
     let ears = CancellationToken::new();
-    let hearing = hear(Arc::clone(&broker), Arc::clone(&fleet), began, ears.clone());
-    spawn_vital("reports", &stop, hearing);
+    let ears_of =
+        Ears { broker: Arc::clone(&broker), fleet: Arc::clone(&fleet), largest: config.max_capacity(), began };
+    spawn_vital("reports", &stop, ears_of.hear(ears.clone()));
     let poll = config.scaler.registry_poll;
     let follower = Follower {
         catalog: Arc::clone(&catalog),
@@ -108,6 +113,7 @@ pub async fn run(
         began,
         record,
         twins: BTreeMap::new(),
+        refusing: BTreeMap::new(),
         leads_since: Duration::ZERO,
     };
     readiness.set(None);
@@ -131,24 +137,6 @@ pub async fn run(
     }
     info!("stopped; what runs on hosts goes on");
     admin_stop.cancel();
-    Ok(())
-}
-
-/// Listens to the hosts.
-async fn hear(
-    broker: Arc<dyn Broker>,
-    fleet: Arc<Mutex<Fleet>>,
-    began: Instant,
-    stop: CancellationToken,
-) -> Result<()> {
-    let mut reports = broker.listen(REPORTS).await.context("listening to hosts")?;
-    broker.signal(REPORT_NOW, Bytes::new()).await.context("asking hosts to report")?;
-    while let Some(signal) = stop.run_until_cancelled(reports.next()).await {
-        match serde_json::from_slice::<Report>(&signal.context("listening to hosts")?.payload) {
-            Ok(report) => lock(&fleet).hear(report, began.elapsed()),
-            Err(error) => warn!(%error, "a report cannot be read"),
-        }
-    }
     Ok(())
 }
 
@@ -245,6 +233,7 @@ impl Scaler {
             );
         }
         self.twins = twins;
+        self.tell_refusals();
         for (id, reason) in &round.ended {
             info!(id, reason, "a lease has ended");
         }
@@ -264,12 +253,31 @@ impl Scaler {
                 break;
             }
             debug!(host = assignment.host, generation = %assignment.generation, "assigning");
+            if assigner.has_outbid(&assignment) {
+                warn!(
+                    host = assignment.host,
+                    generation = %assignment.generation,
+                    "a host follows an assignment that no leader of this broker sent: it is sent a greater number; if the broker was not set \
+                     up anew, somebody else sends assignments"
+                );
+            }
             let text = serde_json::to_vec(&assignment).context("writing an assignment")?;
             if let Err(error) = self.broker.signal(&assignment_topic(&assignment.host), text.into()).await {
                 debug!(host = assignment.host, %error, "could not assign; it is sent again");
             }
         }
         Ok(round)
+    }
+
+    /// Says which hosts refuse what was sent to them, when they begin to.
+    fn tell_refusals(&mut self) {
+        let fleet = lock(&self.fleet);
+        let refusing = |report: &Report| Some((report.host.clone(), report.refuses.clone()?));
+        let refusing: BTreeMap<String, String> = fleet.alive(self.began.elapsed()).filter_map(refusing).collect();
+        for (host, reason) in refusing.iter().filter(|(host, _)| !self.refusing.contains_key(*host)) {
+            warn!(host, reason, "a host refuses what somebody sends it as an assignment");
+        }
+        self.refusing = refusing;
     }
 
     async fn answer(&self, signal: Signal, topic: &str, brain: &mut Brain) {
@@ -290,8 +298,19 @@ impl Scaler {
                 Ok(Question::Explain(model)) => brain.explain(&model),
                 Ok(Question::Silent) => Answer::Silent(fleet.silent(now)),
                 Ok(Question::Gate { host, gate }) => {
-                    info!(host, gate = gate.as_str(), "an operator sets a host's gate");
-                    brain.set_gate(&host, gate, &fleet, now)
+                    let answer = brain.set_gate(&host, gate, &fleet, now);
+                    match &answer {
+                        Answer::Refused(reason) => {
+                            info!(
+                                host = shortened(&host, NAME),
+                                gate = gate.as_str(),
+                                reason,
+                                "a host's gate is not set"
+                            )
+                        }
+                        _ => info!(host, gate = gate.as_str(), "an operator sets a host's gate"),
+                    }
+                    answer
                 }
                 Ok(Question::Leases) => brain.leases(&fleet, now),
                 Ok(Question::Acquire(request)) => brain.acquire(&request, &fleet, clock, now),

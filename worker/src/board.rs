@@ -25,6 +25,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// The share of time that slots were busy is of at least so long.
 const BUSY_OVER: Duration = Duration::from_secs(1);
 
+/// That something was refused is told for so long, unless another assignment is followed before.
+const TOLD_FOR: Duration = Duration::from_secs(600);
+
 /// A model, and the device that it was asked to run on, if any.
 pub type Place = (ModelName, Option<Device>);
 
@@ -55,6 +58,8 @@ struct Shown {
     /// When the time of a place's slots was looked at, what it was, and the share that it had been.
     busy: BTreeMap<Place, (Instant, Duration, f64)>,
     assignment: Option<Assignment>,
+    /// Why what was sent as an assignment is refused, and since when.
+    refuses: Option<(Instant, String)>,
     registry: Option<RegistryReport>,
     /// Who does the work under this host's name.
     taken_by: Option<String>,
@@ -102,8 +107,27 @@ impl Board {
 
     /// What the scaler wants of this host.
     pub fn follow(&self, assignment: Assignment) {
-        self.shown().assignment = Some(assignment);
+        let mut shown = self.shown();
+        (shown.assignment, shown.refuses) = (Some(assignment), None);
+        drop(shown);
         self.changed();
+    }
+
+    /// Puts up why what was sent as an assignment is refused: the first reason since one was followed, which is told.
+    pub fn refuse(&self, reason: &str) -> bool {
+        let mut shown = self.shown();
+        if shown.refuses.as_ref().is_some_and(|(since, _)| since.elapsed() < TOLD_FOR) {
+            return false;
+        }
+        shown.refuses = Some((Instant::now(), reason.to_owned()));
+        drop(shown);
+        self.changed();
+        true
+    }
+
+    /// How much each device of this host can run at once.
+    pub fn capacity(&self) -> &BTreeMap<String, usize> {
+        &self.host.capacity
     }
 
     /// Puts up which registry this host follows.
@@ -151,7 +175,7 @@ impl Board {
     fn report(&self) -> Report {
         let mut shown = self.shown();
         let now = Instant::now();
-        let Shown { models, busy, assignment, registry, taken_by, draining } = &mut *shown;
+        let Shown { models, busy, assignment, refuses, registry, taken_by, draining } = &mut *shown;
         let models = models.iter().map(|(place, report)| {
             let mut report = report.clone();
             if !report.device.is_empty() {
@@ -189,6 +213,7 @@ impl Board {
             devices: self.host.capacity.iter().map(device).collect(),
             labels: self.host.labels.clone(),
             assignment: assignment.clone(),
+            refuses: refuses.as_ref().filter(|(since, _)| since.elapsed() < TOLD_FOR).map(|(_, reason)| reason.clone()),
             registry: registry.clone(),
             draining: *draining,
         }

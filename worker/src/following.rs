@@ -181,7 +181,20 @@ impl Assignments {
             debug!(generation = %assignment.generation, followed = %self.followed, host = assignment.host, "not a newer assignment of this host");
             return Vec::new();
         }
-        let assignment = self.of_this_process(assignment, host);
+        let checked = self.followed.may_become(assignment.generation).and_then(|()| assignment.check());
+        if let Err(reason) = checked {
+            if host.board.refuse(&reason) {
+                warn!(
+                    reason,
+                    "an assignment is refused: whoever sent it is no scaler, or `control.assign.*` is open to others"
+                );
+            }
+            return Vec::new();
+        }
+        let mut assignment = self.of_this_process(assignment, host);
+        if let Some(reason) = assignment.within(host.board.capacity()) {
+            warn!(reason, "an assignment asks for more than this host has");
+        }
         let mut wanted = BTreeMap::new();
         for assigned in &assignment.slots {
             match Device::parse(&assigned.device) {

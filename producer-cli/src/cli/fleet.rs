@@ -188,6 +188,9 @@ pub struct Acquire {
     /// What to call the lease, for `lease list` and `lease release`; by default a name of its own
     #[arg(long, value_parser = lease_name, value_name = "NAME")]
     pub name: Option<String>,
+    /// Let the command have the environment's SLUICE_... too, the broker's URL and its password among them
+    #[arg(long)]
+    pub pass_broker: bool,
     /// A command to run under the lease
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,

@@ -35,7 +35,7 @@ impl Brain {
             placed: hosts.values().sum(),
             serving: mind.serving,
             reason: reason.to_string(),
-            trouble: mind.trouble.clone(),
+            trouble: mind.trouble.clone().or_else(|| mind.refused.clone()),
             failure: mind.failure.clone(),
             hosts: hosts.into_iter().collect(),
             changes: mind.changes.iter().cloned().collect(),
@@ -79,6 +79,9 @@ impl Brain {
 
     /// Lends devices, if that leaves everybody else their share.
     pub fn acquire(&mut self, request: &LeaseRequest, fleet: &Fleet, clock: UnixMs, now: Duration) -> Answer {
+        if let Err(reason) = request.check() {
+            return Answer::Refused(reason);
+        }
         if let Some(held) = self.leases.get(&request.id) {
             let holder = held.devices.values().map(|lease| &lease.holder).next();
             return match holder.filter(|holder| **holder != request.holder) {

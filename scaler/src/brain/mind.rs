@@ -10,7 +10,7 @@ use sluice_core::report::{SIGN_OF_LIFE, State};
 use sluice_core::scaler::Changed;
 
 use super::Seen;
-use super::failures::Failures;
+use super::failures::{Failures, Look};
 use super::idle::Idle;
 use crate::arrivals::Arrivals;
 use crate::catalog::Entry;
@@ -69,6 +69,8 @@ pub(super) struct Mind {
     /// Why so many are wanted; none before the first round that knows it.
     pub(super) reason: Option<Reason>,
     pub(super) trouble: Option<String>,
+    /// A host of its places that refuses what somebody sends it as assignments, and why.
+    pub(super) refused: Option<String>,
     /// However much others gave back, it would not fit.
     pub(super) fits_nowhere: bool,
     /// A trouble is logged once.
@@ -83,7 +85,15 @@ impl Mind {
         self.trouble = None;
         self.placed = self.places.values().sum();
         let cold_start = self.cold_start.unwrap_or_default();
-        self.failures.note(seen.fleet, model, entry, &self.places, cold_start, seen.now);
+        let queue = seen.queues.get(model);
+        let waits = matches!(queue, Some(Reading::Known(queued)) if queued.ready > 0);
+        let (fleet, places, now) = (seen.fleet, &self.places, seen.now);
+        self.failures.note(&Look { fleet, model, entry, places, cold_start, waits, now });
+        let refuses = |(host, _): &Place| {
+            let reason = seen.fleet.host(host, seen.now)?.refuses.as_ref()?;
+            Some(format!("host `{host}` refuses what somebody sends it as an assignment: {reason}"))
+        };
+        self.refused = self.places.keys().find_map(refuses);
         self.serving = measured.serving;
         self.listed = measured.listed;
         if std::mem::replace(&mut self.revision, entry.identity()) != entry.identity() {

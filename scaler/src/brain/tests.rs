@@ -24,6 +24,8 @@ struct World {
     hosts: BTreeMap<String, Vec<DeviceReport>>,
     /// Devices, as in `a/cpu`, on which nothing comes to serve, and what is said of it there instead.
     states: Vec<(&'static str, Option<State>)>,
+    /// Hosts that say they serve, and take no request.
+    idlers: Vec<&'static str>,
     /// A model that loads nowhere.
     broken_model: Option<&'static str>,
     told: BTreeMap<String, Wanted>,
@@ -59,6 +61,7 @@ impl World {
             now: Duration::ZERO,
             hosts: BTreeMap::new(),
             states: Vec::new(),
+            idlers: Vec::new(),
             broken_model: None,
             told: BTreeMap::new(),
             rows_per_request: 1.0,
@@ -112,7 +115,9 @@ impl World {
                 let state = if broken { Some(State::Failed) } else { state };
                 let report = ModelReport::new(of.model.clone(), Some(1), state?);
                 let (rows_per_request, memory_mib) = (self.rows_per_request, self.memory_mib);
-                let measured = Measured { row_seconds: 0.1, rows_per_request, memory_mib, ..Measured::default() };
+                let requests_held = u64::from(!self.idlers.contains(&host.as_str()));
+                let measured =
+                    Measured { row_seconds: 0.1, rows_per_request, memory_mib, requests_held, ..Measured::default() };
                 let ready = state == Some(State::Ready);
                 let (slots, serving) = if ready { (of.slots, Some("1".into())) } else { (0, None) };
                 Some(ModelReport { slots, serving, measured, device: of.device.clone(), ..report })
@@ -131,6 +136,7 @@ impl World {
                 started: 1,
                 instance: String::new(),
                 taken_by: None,
+                refuses: None,
                 models,
                 devices: devices.clone(),
                 labels: BTreeMap::from([("name".to_owned(), host.clone())]),
@@ -138,7 +144,7 @@ impl World {
                 registry: None,
                 draining: false,
             };
-            self.fleet.hear(report, self.now);
+            self.fleet.hear(report, self.now).expect("there is room");
         }
         let World { models, queues, fleet, brain, now, .. } = self;
         fleet.forget(|model| models.contains_key(model));

@@ -5,6 +5,7 @@ mod checks;
 mod engine;
 mod faults;
 mod files;
+mod forged;
 mod leases;
 mod models;
 mod operations;
@@ -76,6 +77,8 @@ on_each_broker! {
         an_outage_of_the_broker_takes_no_slot_away,
         each_part_does_its_work_with_the_permissions_of_its_role,
         a_command_is_told_what_fits_nowhere_and_when_it_fits_again;
+    forged:
+        what_is_forged_locks_no_host_and_ends_nothing;
     leases:
         devices_are_lent_for_a_command_and_reclaimed,
         a_lease_ends_with_all_that_its_command_started,

@@ -138,3 +138,43 @@ fn a_place_of_which_nothing_is_heard_is_left_for_another() {
         assert!(trouble.contains("a/cpu"), "{trouble}");
     }
 }
+
+#[test]
+fn a_host_that_says_it_serves_and_takes_nothing_is_left_for_another() {
+    let mut world = World::new(&[("a", 4), ("b", 4)], Vec::new());
+    world.idlers = vec!["a"];
+    world.deploy("m", "min_slots = 1\nmax_slots = 1");
+    world.rounds(400);
+    assert_eq!(world.slots("m"), "a: 1", "nothing waits: nobody can tell");
+    world.wait("m", 5);
+    world.rounds(100);
+    assert_eq!(world.slots("m"), "a: 1", "it may be about to");
+    world.rounds(30);
+    assert_eq!(world.slots("m"), "b: 1", "{:?}", world.explain("m"));
+    // It says again and again that it serves: with no other host, it is tried less and less often, and why is told.
+    world.hosts.remove("b");
+    world.rounds(20);
+    let trouble = |world: &World| world.explain("m").trouble.unwrap_or_default();
+    let (mut on, mut told) = (0, 0);
+    for _ in 0..2400 {
+        world.round();
+        on += usize::from(!world.slots("m").is_empty());
+        told += usize::from(trouble(&world).contains("takes none of the requests that wait"));
+    }
+    assert!((300..1200).contains(&on) && told > 1000, "{on} rounds on it, told in {told}");
+    // It has begun to work.
+    world.idlers.clear();
+    world.rounds(600);
+    assert_eq!(world.slots("m"), "a: 1");
+}
+
+#[test]
+fn a_host_that_gets_nothing_done_is_left_for_another() {
+    let mut world = World::new(&[("a", 4), ("b", 4)], Vec::new());
+    world.deploy("m", "min_slots = 1\nmax_slots = 1");
+    world.wait("m", 5);
+    world.rounds(590);
+    assert_eq!(world.slots("m"), "a: 1", "a row may take long");
+    world.rounds(30);
+    assert_eq!(world.slots("m"), "b: 1");
+}

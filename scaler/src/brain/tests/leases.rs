@@ -40,6 +40,9 @@ fn what_is_wrong_with_a_question_is_said() {
     assert!(refused(world.brain.release("z", &world.fleet, world.now)).contains("no lease `z`"));
     let elsewhere = LeaseRequest { host: Some("z".into()), ..request };
     assert!(refused(world.acquire(&elsewhere)).contains("no host `z`"));
+    // What is too much is refused before anything of it is used.
+    let deep = LeaseRequest { group: ["a"; 100_000].join("/"), ..elsewhere.clone() };
+    assert!(refused(world.acquire(&deep)).contains("is no group"));
     // Asking twice is asking once, but for nobody else.
     let request = LeaseRequest { devices: 1, host: None, ..elsewhere };
     for _ in 0..2 {
