@@ -30,7 +30,7 @@ async def submit(js, model, reply_to, content_type, body):
         "ce-id": request_id, "ce-source": "/examples/producer", "ce-specversion": "1.0",
         "ce-type": "sluice.inference.request", "content-type": content_type, "sluice-reply-to": reply_to,
         "sluice-deadline": str(int((time.time() + PATIENCE) * 1000)),
-        "Nats-Msg-Id": request_id,  # a repeated publish is stored once
+        "Nats-Msg-Id": str(uuid.uuid4()),  # a repeated publish is stored once; nobody else can guess it
     }
     while True:
         try:
@@ -68,7 +68,8 @@ async def ask_live(nc, js, model, tensor):
 
 async def ask_durable(nc, js, model, tensor):
     """JSON there and back. The answer is stored under the job and the id, and can be fetched later as well."""
-    job = f"example-{uuid.uuid4()}"
+    owner = f"{user_of(nc.connected_url.geturl())}." if user_of(nc.connected_url.geturl()) else ""
+    job = f"{owner}example-{uuid.uuid4()}"  # a user reads only the results that it owns
     body = json.dumps({"inputs": [tensor]}).encode()
     request_id = await submit(js, model, f"results:{job}", "application/json", body)
     while True:
@@ -88,16 +89,29 @@ def fp32(name, values):
     return {"name": name, "datatype": "FP32", "shape": shape, "data": values}
 
 
+def user_of(url):
+    """Who logs in by name; a lone name is a token."""
+    return urlsplit(url).username if urlsplit(url).password else None
+
+
+async def jetstream(nc):
+    """JetStream's API: the account's own, or what another account lends to it (broker-config/nats/roles.conf)."""
+    info = json.loads((await nc.request("$JS.API.INFO", timeout=5)).data)
+    no_streams_here = info.get("error", {}).get("err_code") == 10039
+    return nc.jetstream(prefix="sluice.api") if no_streams_here else nc.jetstream()
+
+
 async def run(url, model, name, rows):
     async def complain(error):
         print(f"nats: {error}", file=sys.stderr)
 
     # A user may listen only to inboxes under its own name: see broker-config/nats/roles.conf.
-    prefix = f"_INBOX.{urlsplit(url).username}" if urlsplit(url).password else "_INBOX"
+    prefix = f"_INBOX.{user_of(url)}" if user_of(url) else "_INBOX"
     nc = await asyncio.wait_for(nats.connect(url, inbox_prefix=prefix, error_cb=complain), PATIENCE)
     try:
+        js = await jetstream(nc)
         for ask in (ask_live, ask_durable):
-            answer = await asyncio.wait_for(ask(nc, nc.jetstream(), model, fp32(name, json.loads(rows))), PATIENCE)
+            answer = await asyncio.wait_for(ask(nc, js, model, fp32(name, json.loads(rows))), PATIENCE)
             print(json.dumps(answer))
     finally:
         await nc.close()

@@ -14,7 +14,7 @@ const TAKEN: [&str; 6] = ["scaler", "manager", "gateway", "monitoring", "staging
 
 pub fn run(options: &BrokerConfig) -> Result<ExitCode> {
     check(options)?;
-    match options.broker {
+    match options.kind {
         BrokerKind::Nats => print!("{}", nats::roles(&options.producers, &options.workers)),
         BrokerKind::RabbitMq => {
             bail!("for RabbitMQ, copy the user `producer` of broker-config/rabbitmq/definitions.json")
@@ -46,7 +46,7 @@ mod tests {
     fn names_that_would_mean_something_else_are_refused() {
         let check = |producers: &[&str]| {
             let producers = producers.iter().map(|&name| name.to_owned()).collect();
-            check(&BrokerConfig { broker: BrokerKind::Nats, producers, workers: vec!["worker".into()] })
+            check(&BrokerConfig { kind: BrokerKind::Nats, producers, workers: vec!["worker".into()] })
         };
         assert!(check(&["web", "batch-2"]).is_ok());
         for bad in [&["a.b"][..], &["*"], &[">"], &[""], &["a b"], &["manager"], &["worker"], &["a", "a"]] {

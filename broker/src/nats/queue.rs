@@ -58,23 +58,22 @@ fn only_a_manager(error: BrokerError, model: &ModelName) -> BrokerError {
     }
 }
 
+/// Makes a consumer that is not there, or holds requests for another time. Whoever may not change one takes it as it is.
 async fn ensure_consumer(nats: &Nats, stream: &str, config: pull::Config) -> Result<()> {
     let lane = config.durable_name.clone().unwrap_or_default();
+    let look = nats.jetstream.get_consumer_from_stream(&lane, stream);
+    let found: Result<std::result::Result<PullConsumer, _>> =
+        nats.allowed(&format!("CONSUMER.INFO.{stream}.{lane}"), look).await;
+    let there = found.ok().and_then(|found| found.ok()).map(|found| found.cached_info().config.clone());
+    if there.as_ref().is_some_and(|there| there.ack_wait == config.ack_wait) {
+        return Ok(());
+    }
     let operation = format!("CONSUMER.CREATE.{stream}.{lane}.{}", config.filter_subject);
-    let made = nats.allowed(&operation, nats.jetstream.create_consumer_on_stream(config, stream)).await;
-    let made = made.and_then(|made| {
-        made.map(drop)
-            .map_err(|error| nats.explained(other(format!("creating consumer `{lane}` of `{stream}`"), error)))
-    });
-    match made {
-        // Who may not make it may look whether it is there.
-        Err(denied @ BrokerError::Denied(_)) => {
-            let look = nats.jetstream.get_consumer_from_stream(&lane, stream);
-            let found: Result<std::result::Result<PullConsumer, _>> =
-                nats.allowed(&format!("CONSUMER.INFO.{stream}.{lane}"), look).await;
-            if matches!(found, Ok(Ok(_))) { Ok(()) } else { Err(denied) }
-        }
-        made => made,
+    match nats.allowed(&operation, nats.jetstream.create_consumer_on_stream(config, stream)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(nats.explained(other(format!("creating consumer `{lane}` of `{stream}`"), error))),
+        Err(BrokerError::Denied(_)) if there.is_some() => Ok(()),
+        Err(denied) => Err(denied),
     }
 }
 

@@ -51,7 +51,8 @@ pub enum SettingsCommand {
 #[command(verbatim_doc_comment)]
 pub struct BrokerConfig {
     /// Which broker
-    pub broker: BrokerKind,
+    #[arg(value_name = "BROKER")]
+    pub kind: BrokerKind,
     /// The producers' users, separated by commas
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "producer")]
     pub producers: Vec<String>,
