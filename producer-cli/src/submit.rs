@@ -69,7 +69,7 @@ pub async fn run(global: &Global, options: Submit) -> Result<ExitCode> {
 
     let replies = match options.reply {
         ReplyMode::Durable => broker.results(&journal.job).await.context(
-            "cannot read durable results; a worker makes their store when it first starts (or use --reply inbox)",
+            "cannot read durable results (use --reply inbox, or see that the model was started: that makes their store)",
         )?,
         ReplyMode::Inbox => broker.inbox().await?,
     };
