@@ -74,7 +74,10 @@ impl Flow<'_> {
             loop {
                 match broker.submit(submission.clone()).await {
                     // Nobody but this run knows the id, and this run has not used it: the request would be swallowed.
-                    Ok(Receipt::Duplicate) if new => submission = submission.again(COLLIDED),
+                    Ok(Receipt::Duplicate) if new => {
+                        eprintln!("note: the broker had a submission of this id; it is submitted under another");
+                        submission = submission.again(COLLIDED);
+                    }
                     Ok(Receipt::Queued) => return (key, Submitted::Queued),
                     Ok(Receipt::Duplicate) => return (key, Submitted::Before),
                     Err(error) if error.is_transient() => tokio::time::sleep(PAUSE).await,
