@@ -1,12 +1,13 @@
 //! `sluice dead`: requests that were given up, and why.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use sluice_core::broker::DeadLetter;
+use sluice_core::broker::{Broker, DeadLetter};
 use sluice_core::codec::{self, ContentType};
-use sluice_core::envelope;
+use sluice_core::{ModelName, envelope};
 
 use crate::cli::{Dead, DeadCommand, Global};
 use crate::common::{self, plain};
@@ -19,7 +20,7 @@ pub async fn run(global: &Global, options: Dead) -> Result<ExitCode> {
     let broker = common::connect(global).await?;
     match options.command {
         DeadCommand::List { model, limit } => {
-            let letters = broker.dead_letters(&model, limit).await?;
+            let letters = letters(&broker, &model, limit).await?;
             if options.json {
                 println!("{}", letters.iter().map(summary).collect::<Value>());
             } else if letters.is_empty() {
@@ -29,7 +30,7 @@ pub async fn run(global: &Global, options: Dead) -> Result<ExitCode> {
             }
         }
         DeadCommand::Show { model, which } => {
-            let letters = broker.dead_letters(&model, SEARCHED).await?;
+            let letters = letters(&broker, &model, SEARCHED).await?;
             let found = match &which {
                 None => letters.first(),
                 Some(which) => {
@@ -46,6 +47,12 @@ pub async fn run(global: &Global, options: Dead) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The newest; they hold what producers wrote, so not everybody who looks may read them.
+async fn letters(broker: &Arc<dyn Broker>, model: &ModelName, limit: usize) -> Result<Vec<DeadLetter>> {
+    let letters = broker.dead_letters(model, limit).await;
+    letters.map_err(|error| common::denied(error, "read dead letters", "only `manager`"))
 }
 
 fn table(letters: &[DeadLetter]) -> Table {
