@@ -1,6 +1,7 @@
 //! `sluice broker-config`: the shipped configuration of a broker's users, with a user for each producer and each worker.
 
 mod nats;
+mod rabbitmq;
 
 use std::process::ExitCode;
 
@@ -17,10 +18,23 @@ pub fn run(options: &BrokerConfig) -> Result<ExitCode> {
     match options.kind {
         BrokerKind::Nats => print!("{}", nats::roles(&options.producers, &options.workers)),
         BrokerKind::RabbitMq => {
-            bail!("for RabbitMQ, copy the user `producer` of broker-config/rabbitmq/definitions.json")
+            let definitions = rabbitmq::definitions(&options.producers, &options.workers, secret);
+            println!("{}", serde_json::to_string_pretty(&definitions)?);
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The password that the environment has for a user, or a new one, which is told beside the file: that holds its hash alone.
+fn secret(user: &str) -> rabbitmq::Secret {
+    let variable = format!("SLUICE_{}_PASSWORD", user.to_uppercase().replace('-', "_"));
+    let password = std::env::var(&variable).ok().filter(|password| !password.is_empty()).unwrap_or_else(|| {
+        let password = uuid::Uuid::new_v4().simple().to_string();
+        eprintln!("{variable}={password}");
+        password
+    });
+    let [a, b, c, d, ..] = uuid::Uuid::new_v4().into_bytes();
+    rabbitmq::Secret { password, salt: [a, b, c, d] }
 }
 
 /// Each name stands in subjects, patterns and names of queues.

@@ -66,7 +66,7 @@ pub struct BrokerConfig {
 pub enum BrokerKind {
     /// roles.conf, to be included by nats-server's configuration; passwords come from the environment
     Nats,
-    /// definitions.json, with passwords to be put in
+    /// definitions.json; passwords come from the environment, as for NATS, and new ones are printed to standard error
     #[value(name = "rabbitmq")]
     RabbitMq,
 }
