@@ -66,7 +66,9 @@ impl Standing {
     /// granted, settings and queues that only a manager may make.
     pub(super) fn note_denial(&self, refusal: &str) -> bool {
         let quoted = |name: &str| refusal.contains(&format!("'{name}'"));
-        if refusal.contains("configure access") || quoted(names::WORK) || quoted(names::SETTINGS) {
+        // Whoever uses a queue waits for the answer and is told; only what is sent without a confirm is refused unheard.
+        let of_queue = refusal.contains("access to queue '");
+        if of_queue || refusal.contains("configure access") || quoted(names::WORK) || quoted(names::SETTINGS) {
             return false;
         }
         *self.denied.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), refusal.to_owned()));
@@ -118,6 +120,9 @@ mod tests {
         for harmless in [
             "ACCESS_REFUSED - write access to exchange 'sluice.infer' in vhost '/' refused for user 'worker'",
             "ACCESS_REFUSED - configure access to exchange 'sluice.settings' in vhost '/' refused for user 'worker'",
+            // RabbitMQ 3 does not say which access, 4 does.
+            "ACCESS_REFUSED - access to queue 'infer.m.high' in vhost '/' refused for user 'worker'",
+            "ACCESS_REFUSED - configure access to queue 'infer.m.high' in vhost '/' refused for user 'worker'",
         ] {
             assert!(!standing.note_denial(harmless));
             assert_eq!(standing.denied_lately(), None);

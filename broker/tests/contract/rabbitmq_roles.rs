@@ -73,6 +73,7 @@ async fn every_role_can_do_its_work_over_tls() -> Result<()> {
     let limited = worker.ensure_queue(&model(), &LIMITS).await?;
     assert!(matches!(&limited, Limited::AsConfigured(why) if why.contains("setting a queue's length")), "{limited:?}");
     let consumer = worker.consume(&model(), 8).await?;
+    assert_eq!(consumer.trouble(), None, "that it may not make queues is none");
     let questions = worker.listen("describe.digits").await?;
     let mut served = Served { worker: &worker, consumer, questions };
     for role in ["producer", "gateway"] {
