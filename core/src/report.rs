@@ -134,6 +134,9 @@ pub struct Measured {
     pub cold_start_seconds: f64,
     /// MiB that loading it took; 0 where that could not be told.
     pub memory_mib: u64,
+    /// Whether each slot has a copy of it, and takes as much again.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub copied: bool,
 }
 
 /// How far a host has come with a revision.
@@ -142,7 +145,7 @@ pub struct Measured {
 pub enum State {
     /// It loads, and warms up.
     Loading,
-    /// It waits for memory: see the reason.
+    /// It waits for memory, or for a broker or a registry that is away: see the reason.
     Waiting,
     /// It serves as the revision says.
     Ready,

@@ -44,6 +44,8 @@ struct Twin {
     heard: Heard,
     /// Whether both were heard since both began: else the first may have ended without a word.
     proven: bool,
+    /// When it was heard again after neither was: the first may still follow.
+    back: Option<Duration>,
 }
 
 /// Rows by model and device.
@@ -79,6 +81,8 @@ pub struct Measured {
     pub cold_start: Option<Duration>,
     /// MiB that it takes where it takes most.
     pub memory_mib: u64,
+    /// Whether each slot has a copy of it.
+    pub copied: bool,
     /// Slots that serve.
     pub serving: usize,
     /// Hosts that serve it and cannot receive its requests.
@@ -150,23 +154,31 @@ impl Fleet {
             return Some(report);
         }
         let began = |report: &Report| (report.started, report.instance.clone());
-        let twin = self.twins.remove(&report.host);
+        let twin = self.twins.remove(&report.host).filter(|twin| twin.heard.report.instance == report.instance);
+        let proven = twin.as_ref().is_some_and(|twin| twin.proven);
+        // What silenced both, such as the broker's end, is over: whoever of them is heard first says nothing of the other.
+        let back = twin.and_then(|twin| if twin.heard.lives(now) { twin.back } else { Some(now) });
+        let waits_for_first = proven && back.is_some_and(|back| now.saturating_sub(back) < SUCCEEDS_AFTER);
+        if waits_for_first && !first.lives(now) && began(&report) > began(&first.report) && !report.draining {
+            let heard = Heard { report, at: now };
+            self.twins.insert(heard.report.host.clone(), Twin { heard, proven, back });
+            return None;
+        }
         if !first.lives(now) || first.report.draining || first.report.instance.is_empty() {
             return Some(report);
         }
         if began(&report) < began(&first.report) {
             // It has reported, so it has not ended; whoever was taken for its successor is another.
             let first = self.hosts.remove(&report.host)?;
-            self.twins.insert(report.host.clone(), Twin { heard: first, proven: true });
+            self.twins.insert(report.host.clone(), Twin { heard: first, proven: true, back: None });
             return Some(report);
         }
-        let proven = twin.is_some_and(|twin| twin.heard.report.instance == report.instance && twin.proven);
         if !proven && now.saturating_sub(first.at) >= SUCCEEDS_AFTER {
             return Some(report);
         }
         if !report.draining {
             let heard = Heard { report, at: now };
-            self.twins.insert(heard.report.host.clone(), Twin { heard, proven });
+            self.twins.insert(heard.report.host.clone(), Twin { heard, proven, back: None });
         }
         None
     }
@@ -236,6 +248,7 @@ impl Fleet {
                 measured.serving = measured.serving.saturating_add(model.slots);
                 measured.deaf += usize::from(model.receives_nothing);
                 measured.memory_mib = measured.memory_mib.max(seen.memory_mib);
+                measured.copied |= seen.copied && model.serving.is_some();
                 if report.assignment.is_none() {
                     measured.listed = measured.listed.saturating_add(model.slots);
                 }
@@ -365,6 +378,19 @@ mod tests {
         assert_eq!((works(&fleet, ms(5000)), twin(&fleet, ms(5000))), (Some(1), Some(2)), "late is not dead");
         hear(&mut fleet, second.clone(), ms(7000));
         assert_eq!((works(&fleet, ms(7000)), twin(&fleet, ms(7000))), (Some(2), None), "now it is");
+        // Neither was heard for a while, and the other comes back first; and then the first does not.
+        let mut away = Fleet::default();
+        for (report, at) in [(&first, 0), (&second, 1000), (&first, 2000), (&second, 3000)] {
+            away.hear(report.clone(), ms(at));
+        }
+        away.hear(second.clone(), ms(10_000));
+        assert_eq!(works(&away, ms(10_000)), None, "the first may follow");
+        away.hear(first.clone(), ms(10_500));
+        assert_eq!((works(&away, ms(10_500)), twin(&away, ms(10_500))), (Some(1), Some(2)));
+        for at in [20_000, 22_000, 24_000] {
+            away.hear(second.clone(), ms(at));
+        }
+        assert_eq!((works(&away, ms(24_000)), twin(&away, ms(24_000))), (Some(2), None), "it has ended");
         // It was only cut off.
         hear(&mut fleet, first.clone(), ms(7500));
         assert_eq!((works(&fleet, ms(7500)), twin(&fleet, ms(7500))), (Some(1), Some(2)));

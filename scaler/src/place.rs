@@ -77,8 +77,10 @@ pub struct Want {
     pub kind: DeviceKind,
     /// Units that a slot takes.
     pub units: usize,
-    /// Memory that its weights take, once for each device.
+    /// Memory that its weights take, once for each device, or for each slot.
     pub memory_mib: u64,
+    /// Whether each slot has a copy of them.
+    pub copied: bool,
     /// Whether others may be on its devices.
     pub sharing: Sharing,
     /// Labels that its hosts must have.

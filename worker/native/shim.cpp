@@ -44,6 +44,24 @@ void each_node(Block *block, std::vector<Node *> &nodes) {
     for (Block *inner : node->blocks()) {
       each_node(inner, nodes);
     }
+    // What `torch.jit.fork` runs.
+    if (node->hasAttribute(torch::jit::attr::Subgraph)) {
+      each_node(node->g(torch::jit::attr::Subgraph)->block(), nodes);
+    }
+  }
+}
+
+// Inlines all calls, those of forked code as well. A copied graph shares its subgraphs with the one that it was copied from.
+void inline_all(Graph &graph) {
+  torch::jit::Inline(graph);
+  std::vector<Node *> nodes;
+  each_node(graph.block(), nodes);
+  for (Node *node : nodes) {
+    if (node->owningGraph() == &graph && node->hasAttribute(torch::jit::attr::Subgraph)) {
+      const auto subgraph = node->g(torch::jit::attr::Subgraph)->copy();
+      inline_all(*subgraph);
+      node->g_(torch::jit::attr::Subgraph, subgraph);
+    }
   }
 }
 
@@ -177,7 +195,7 @@ char *sluice_inspect(void *module, char **error) {
       lines += "argument\t" + argument.name() + "\t" + argument.type()->repr_str() + (argument.default_value() ? "\tdefault\n" : "\n");
     }
     const auto graph = method.graph()->copy();
-    torch::jit::Inline(*graph);
+    inline_all(*graph);
     std::vector<Node *> nodes;
     each_node(graph->block(), nodes);
     for (const auto &path : writes(nodes, graph)) {

@@ -82,8 +82,8 @@ impl Deployment {
                 // Others may serve it: the scaler, which hears of all, tells callers if nobody does.
                 describing.clear();
             }
-            if let (Some(revision), Some(reason)) = (&wanted, now.failed.take()) {
-                self.put(revision, State::Failed, Some(reason), &now);
+            if let (Some(revision), Some((state, reason))) = (&wanted, now.failed.take()) {
+                self.put(revision, state, Some(reason), &now);
             }
             let settled = matches!(outcome, Outcome::Settled) && now.unloaded.is_none();
             let again = match outcome {
@@ -305,13 +305,14 @@ impl Deployment {
         let reason = format!("{error:#}");
         warn!(model = %self.model, revision = revision.number, version = revision.version, reason,
             serving = now.serving(), "cannot do as the revision says");
-        now.does_not_load = now.running.is_none() && revision.started;
+        now.does_not_load = now.running.is_none() && revision.started && !passing;
+        let state = if passing { State::Waiting } else { State::Failed };
         let first_line = reason.lines().next().unwrap_or_default().to_owned();
         if now.running.is_none() && now.unloaded.is_some() {
             // Told once the old version serves again, or cannot: whoever waits is to hear what became of it.
-            now.failed = Some(first_line);
+            now.failed = Some((state, first_line));
         } else {
-            self.put(revision, State::Failed, Some(first_line), now);
+            self.put(revision, state, Some(first_line), now);
         }
         if passing { Outcome::TryAgain } else { Outcome::Settled }
     }

@@ -37,7 +37,27 @@ pub struct Reservation {
     changes: u64,
 }
 
+/// Where copies of a loaded model take their memory, each as much as the model itself.
+#[derive(Clone)]
+pub struct Copies {
+    memory: Arc<Memory>,
+    device: Device,
+    mib: u64,
+}
+
+impl Copies {
+    /// Takes memory for one more.
+    pub fn reserve(&self) -> Result<Reservation, String> {
+        self.memory.reserve(self.device, self.mib)
+    }
+}
+
 impl Reservation {
+    /// For copies of the model, once that is loaded.
+    pub fn copies(&self) -> Copies {
+        Copies { memory: Arc::clone(&self.memory), device: self.device, mib: self.mib }
+    }
+
     /// The model is loaded: from now on the system counts its memory as well. Returns the MiB that loading took, if that can be told:
     /// where nothing else of this process was loaded or unloaded meanwhile, and at least what it took `before`. Where that is more than
     /// was declared, it counts.
@@ -171,6 +191,21 @@ mod tests {
         drop(first);
         assert_eq!(second.loaded(0), None, "what was given back meanwhile would be mistaken for it");
         assert!(memory.reserve(Device::Cpu, 990).is_ok(), "all that it took is given back");
+    }
+
+    #[test]
+    fn each_copy_takes_as_much_as_the_model_and_gives_it_back() {
+        let memory = Memory::new([("cpu".to_owned(), 100)].into());
+        let mut model = memory.reserve(Device::Cpu, 30).expect("fits");
+        // Something else was loaded meanwhile: what is declared counts.
+        drop(memory.reserve(Device::Cpu, 1));
+        assert_eq!(model.loaded(0), None);
+        let copies = model.copies();
+        let (second, third) = (copies.reserve().expect("fits"), copies.reserve().expect("fits"));
+        let refusal = copies.reserve().err().expect("does not fit");
+        assert_eq!(refusal, "it needs 30 MiB, and cpu has 10 MiB left");
+        drop((second, third));
+        assert!(memory.reserve(Device::Cpu, 70).is_ok());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! reports.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -75,6 +75,8 @@ pub struct Meter {
     troubles: Arc<watch::Sender<u64>>,
     /// The version that was loaded last, and the MiB that this took.
     weight: Mutex<(String, u64)>,
+    /// Whether each of its slots has a copy of its own.
+    copied: AtomicBool,
 }
 
 impl Meter {
@@ -118,6 +120,11 @@ impl Meter {
     /// Loading a version took so much memory.
     pub fn weighed(&self, version: &str, mib: u64) {
         *self.weight() = (version.to_owned(), mib);
+    }
+
+    /// Whether each slot has a copy, which takes as much again.
+    pub fn copied(&self, copied: bool) {
+        self.copied.store(copied, Ordering::Relaxed);
     }
 
     /// What loading a version took on a GPU before. What libtorch has kept there since is not taken once more.
@@ -172,6 +179,7 @@ impl Meter {
             busy: 0.0,
             cold_start_seconds: f64::from_bits(self.cold_start_seconds.load(Ordering::Relaxed)),
             memory_mib: self.weight().1,
+            copied: self.copied.load(Ordering::Relaxed),
         }
     }
 }

@@ -85,15 +85,12 @@ impl Fixed {
             host: host.name.clone(),
             stop: host.draining.clone(),
         };
-        let ready = serving.prepare().await?;
+        let ready = serving.prepare(&mut reservation).await?;
         let describing = Describing::start(&host.broker, &manifest.name, &host.draining).await?;
         describing.set(manifest, true);
         let report = ModelReport::new(manifest.name.clone(), None, State::Ready);
         let serving = Some(manifest.version.clone());
         host.board.put(Some(device), ModelReport { serving, slots: count, device: device.to_string(), ..report });
-        if let Some(mib) = reservation.loaded(0) {
-            host.metrics.meters().of(&manifest.name, &device.to_string()).weighed(&manifest.version, mib);
-        }
         models.spawn(async move {
             // Nobody tunes it.
             let (_tuned, receiver) = watch::channel(Tuned { package, count });

@@ -12,12 +12,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::board::Place;
-use crate::engine::Device;
+use crate::engine::{Device, Model};
+use crate::memory::Reservation;
 use crate::metrics::ModelMetrics;
 use crate::package::Package;
 use crate::reception::Reception;
 use crate::reply::Replier;
-use crate::slot::{self, Finished, Slot};
+use crate::slot::{self, Finished, Started};
 use crate::station::Station;
 
 /// The credit until it is known how large requests are: raising it later costs nothing, lowering it does.
@@ -62,7 +63,7 @@ pub enum End {
 /// A model whose slots are ready.
 pub struct Ready {
     serving: Serving,
-    slots: Vec<Slot>,
+    started: Started,
     sender: mpsc::UnboundedSender<Finished>,
     finished: mpsc::UnboundedReceiver<Finished>,
 }
@@ -79,15 +80,24 @@ impl Serving {
         })
     }
 
-    /// Loads the model, warms it up, and makes its queue: a model that cannot be served takes no requests.
-    pub async fn prepare(self) -> Result<Ready> {
+    /// Loads the model, warms it up, and makes its queue: a model that cannot be served takes no requests. `memory` is what was reserved for
+    /// the model itself.
+    pub async fn prepare(self, memory: &mut Reservation) -> Result<Ready> {
         let manifest = &self.package.manifest;
         let mut loading = self.metrics.slots();
         loading.set(self.count, 0, 0);
         let began = Instant::now();
         // Unbounded, but never more in it than batches handed out: two per slot.
         let (sender, finished) = mpsc::unbounded_channel();
-        let (slots, row_time) = slot::start_all(&self.package, self.device, self.count, &sender)
+        let weigh = |model: &dyn Model| {
+            let (meter, version) = (&self.metrics.meter, &manifest.version);
+            meter.copied(!model.writes().is_empty());
+            if let Some(mib) = memory.loaded(meter.weighed_before(version, self.device)) {
+                meter.weighed(version, mib);
+            }
+            memory.copies()
+        };
+        let started = slot::start_all(&self.package, self.device, self.count, &sender, weigh)
             .await
             .with_context(|| format!("model `{}` cannot be served on {}", manifest.name, self.device))?;
         let limited = self
@@ -98,17 +108,17 @@ impl Serving {
         if let Limited::AsConfigured(reason) = limited {
             warn!(model = %manifest.name, reason, "the queue's limits are those that the broker is configured with");
         }
-        self.metrics.meter.row_takes(row_time.as_secs_f64());
+        self.metrics.meter.row_takes(started.row_time.as_secs_f64());
         info!(model = %manifest.name, version = manifest.version, device = %self.device, slots = self.count,
             load_ms = began.elapsed().as_millis() as u64, "model ready");
-        Ok(Ready { serving: self, slots, sender, finished })
+        Ok(Ready { serving: self, started, sender, finished })
     }
 }
 
 impl Ready {
     /// How many slots there are.
     pub fn count(&self) -> usize {
-        self.slots.len()
+        self.started.slots.len()
     }
 
     /// Cancelled to drain.
@@ -118,11 +128,11 @@ impl Ready {
 
     /// Serves until told to stop, or until the process is of no more use. `tuned` is what changes meanwhile.
     pub async fn serve(self, mut tuned: watch::Receiver<Tuned>) -> Result<End> {
-        let Ready { serving, slots, sender, mut finished } = self;
+        let Ready { serving, started, sender, mut finished } = self;
         let (broker, stop) = (Arc::clone(&serving.broker), serving.stop.clone());
         let name = serving.package.manifest.name.clone();
         let mut reception = Reception::new(&broker, &serving.package.manifest, &serving.metrics);
-        let mut station = Station::new(serving, slots, sender);
+        let mut station = Station::new(serving, started, sender);
         let mut consumer = match consume(&*broker, &name, station.credit().min(FIRST_CREDIT), &stop).await {
             Some(consumer) => Some(consumer?),
             None => None,

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
 use crate::engine::{self, Blame, Device, EngineError, Gathered, Loaded, Model, run_requests};
+use crate::memory::{Copies, Reservation};
 use crate::package::Package;
 
 /// The pause before a copy of a model is loaded again that could not be loaded, at first and at most.
@@ -101,14 +102,15 @@ impl Clock {
 }
 
 /// Starts `count` slots. The first loads the model and warms it up; the others share it, or have copies where running it writes into it.
-/// Also returns how long a row took.
+/// Also returns how long a row took. `loaded` is told that the first is ready, and says where copies take their memory.
 pub async fn start_all(
     package: &Arc<Package>,
     device: Device,
     count: usize,
     finished: &mpsc::UnboundedSender<Finished>,
-) -> Result<(Vec<Slot>, Duration)> {
-    let (sender, loaded) = oneshot::channel();
+    loaded: impl FnOnce(&dyn Model) -> Copies,
+) -> Result<Started> {
+    let (sender, first) = oneshot::channel();
     let (work, receiver) = mpsc::unbounded_channel();
     let clock = Arc::new(Clock { base: Instant::now(), started: AtomicU64::new(0) });
     let thread = Thread {
@@ -121,24 +123,42 @@ pub async fn start_all(
     let thread = thread.start(move |package| {
         let loaded = catch_unwind(AssertUnwindSafe(|| engine::load(package, device)))
             .unwrap_or_else(|_| Err(EngineError::new(Blame::Process, "the engine panicked while loading")));
-        let own = loaded.as_ref().ok().map(|loaded| Arc::clone(&loaded.model));
+        // Its memory is reserved for as long as the model is served, whichever slots there are.
+        let own = loaded.as_ref().ok().map(|loaded| Own { model: Arc::clone(&loaded.model), _memory: None });
         // Nobody waits any more if the worker is stopping.
         let _ = sender.send(loaded);
         own
     })?;
-    let Loaded { model, row_time } = loaded.await.context("the slot's thread ended while loading")??;
+    let Loaded { model, row_time } = first.await.context("the slot's thread ended while loading")??;
+    let copies = loaded(&*model);
     let mut slots =
         vec![Slot { work, model: Arc::clone(&model), clock, ready: Arc::new(AtomicBool::new(true)), thread }];
     for index in 1..count {
-        slots.push(start(package, Arc::clone(&model), index, finished)?);
+        slots.push(start(package, Arc::clone(&model), &copies, index, finished)?);
     }
-    Ok((slots, row_time))
+    Ok(Started { slots, row_time, copies })
+}
+
+/// Slots that were started.
+pub struct Started {
+    pub slots: Vec<Slot>,
+    /// How long a row took.
+    pub row_time: Duration,
+    /// For more of them.
+    pub copies: Copies,
+}
+
+/// The model of a slot, and the memory that is reserved for it alone.
+struct Own {
+    model: Arc<dyn Model>,
+    _memory: Option<Reservation>,
 }
 
 /// Starts a slot of a model that is loaded.
 pub fn start(
     package: &Arc<Package>,
     model: Arc<dyn Model>,
+    copies: &Copies,
     index: usize,
     finished: &mpsc::UnboundedSender<Finished>,
 ) -> Result<Slot> {
@@ -148,20 +168,23 @@ pub fn start(
         Thread { index, package: Arc::clone(package), receiver, finished: finished.clone(), clock: Arc::clone(&clock) };
     let model = model.for_another_slot();
     let ready = Arc::new(AtomicBool::new(false));
-    let (own, of_slot) = (Arc::clone(&model), Arc::downgrade(&ready));
-    let thread = thread.start(move |package| make_ready(own, &package.manifest.name, &of_slot))?;
+    let (own, of_slot, copies) = (Arc::clone(&model), Arc::downgrade(&ready), copies.clone());
+    let thread = thread.start(move |package| make_ready(own, &copies, &package.manifest.name, &of_slot))?;
     Ok(Slot { work, model, clock, ready, thread })
 }
 
 /// Makes a slot's model ready, however often that takes: there may be memory for it later. `None` if the slot is taken back meanwhile.
-fn make_ready(model: Arc<dyn Model>, name: &ModelName, slot: &Weak<AtomicBool>) -> Option<Arc<dyn Model>> {
+fn make_ready(model: Arc<dyn Model>, copies: &Copies, name: &ModelName, slot: &Weak<AtomicBool>) -> Option<Own> {
     let mut pause = FIRST_PAUSE;
     loop {
-        let made = catch_unwind(AssertUnwindSafe(|| Arc::clone(&model).make_ready()))
+        let made = catch_unwind(AssertUnwindSafe(|| make(&model, copies)))
             .unwrap_or_else(|_| Err(EngineError::new(Blame::Process, "the engine panicked while loading")));
-        let Err(error) = made else {
-            slot.upgrade()?.store(true, Ordering::Release);
-            return Some(model);
+        let error = match made {
+            Ok(memory) => {
+                slot.upgrade()?.store(true, Ordering::Release);
+                return Some(Own { model, _memory: memory });
+            }
+            Err(error) => error,
         };
         warn!(model = %name, reason = error.message, again_in = ?pause, "a copy for another slot cannot be loaded; the slot takes no work");
         let until = Instant::now() + pause;
@@ -171,6 +194,19 @@ fn make_ready(model: Arc<dyn Model>, name: &ModelName, slot: &Weak<AtomicBool>) 
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
+}
+
+/// Loads a copy where there is memory for it. What is shared is there already, and takes none.
+fn make(model: &Arc<dyn Model>, copies: &Copies) -> Result<Option<Reservation>, EngineError> {
+    let mut memory = match model.writes().is_empty() {
+        true => None,
+        false => Some(copies.reserve().map_err(|reason| EngineError::new(Blame::Circumstances, reason))?),
+    };
+    Arc::clone(model).make_ready()?;
+    if let Some(memory) = &mut memory {
+        _ = memory.loaded(0);
+    }
+    Ok(memory)
 }
 
 impl Slot {
@@ -222,16 +258,13 @@ struct Thread {
 }
 
 impl Thread {
-    fn start(
-        mut self,
-        model: impl FnOnce(&Package) -> Option<Arc<dyn Model>> + Send + 'static,
-    ) -> Result<JoinHandle<()>> {
+    fn start(mut self, model: impl FnOnce(&Package) -> Option<Own> + Send + 'static) -> Result<JoinHandle<()>> {
         let name = format!("slot-{}-{}", self.package.manifest.name, self.index);
         let threads = self.package.manifest.resources.threads;
         let body = move || {
             let _guard = engine::prepare_thread(threads);
-            if let Some(model) = model(&self.package) {
-                self.serve(&model);
+            if let Some(own) = model(&self.package) {
+                self.serve(&own.model);
             }
         };
         std::thread::Builder::new().name(name).stack_size(STACK).spawn(body).context("cannot start a slot's thread")
@@ -285,3 +318,6 @@ fn execute(model: &Arc<dyn Model>, work: Work, note: &mut dyn FnMut(usize)) -> V
     };
     work.jobs.iter().zip(outcomes).map(encode).collect()
 }
+
+#[cfg(test)]
+mod tests;

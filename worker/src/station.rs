@@ -22,7 +22,7 @@ use crate::engine::{Blame, EngineError};
 use crate::intake::{self, Rejection, Request, Ticket};
 use crate::reply::{Replier, Verdict};
 use crate::serve::{Serving, Tuned};
-use crate::slot::{Becomes, Finished, Job, Slot, Work};
+use crate::slot::{Becomes, Finished, Job, Started, Work};
 use slots::Slots;
 
 /// How many batches' worth of requests each slot may hold: one runs, one is prepared, one is on its way.
@@ -60,7 +60,7 @@ struct Running {
 }
 
 impl Station {
-    pub fn new(serving: Serving, slots: Vec<Slot>, finished: mpsc::UnboundedSender<Finished>) -> Self {
+    pub fn new(serving: Serving, started: Started, finished: mpsc::UnboundedSender<Finished>) -> Self {
         let manifest = &serving.package.manifest;
         let policy = Policy {
             max_rows: manifest.batching.max_rows,
@@ -69,7 +69,7 @@ impl Station {
         };
         Self {
             replier: serving.replier(),
-            slots: Slots::new(slots, finished, serving.metrics.slots()),
+            slots: Slots::new(started.slots, started.copies, finished, serving.metrics.slots()),
             serving,
             batcher: Batcher::new(policy),
             running: HashMap::new(),

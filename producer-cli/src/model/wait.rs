@@ -23,6 +23,8 @@ const SCALER_PATIENCE: Duration = Duration::from_secs(1);
 pub enum Verdict {
     /// No host has said that it runs the model; what keeps the scaler from having one try it, if that is known.
     Nobody(Option<String>),
+    /// No host will: the scaler does not have one try it, for this reason.
+    Untried(String),
     /// Some are at it: how many of how many have done it.
     Pending(usize, usize),
     /// All have done it.
@@ -100,7 +102,7 @@ pub async fn conclude(desk: &Desk, model: &ModelName, revision: &Revision, waiti
             };
             (ExitCode::SUCCESS, Some(words))
         }
-        Some((Verdict::Nobody(Some(trouble)), _)) => (
+        Some((Verdict::Nobody(Some(trouble)) | Verdict::Untried(trouble), _)) => (
             ExitCode::FAILURE,
             Some(format!("no host has tried to load it: {trouble}; the revision is written and stands")),
         ),
@@ -218,11 +220,19 @@ async fn without_hosts(desk: &Desk, model: &ModelName, wanted: Wanted, hosts: &H
         return Ok(if rests { Verdict::Done } else { Verdict::Nobody(explanation.trouble) });
     }
     // Asking twice is asking once: a new leader has not heard of it.
-    Ok(Verdict::Nobody(match ask(desk, &Question::Try { model: model.clone(), revision: wanted.revision }).await? {
-        Some(Answer::Refused(reason)) => Some(reason),
-        Some(_) => explanation.trouble,
-        None => Some("the scaler does not answer".into()),
-    }))
+    Ok(match ask(desk, &Question::Try { model: model.clone(), revision: wanted.revision }).await? {
+        Some(Answer::Refused(reason)) => Verdict::Untried(why_not(reason)),
+        Some(_) => Verdict::Nobody(explanation.trouble),
+        None => Verdict::Nobody(Some("the scaler does not answer".into())),
+    })
+}
+
+/// Why a scaler has no host try it. One that is older than the question says that it does not understand it.
+fn why_not(reason: String) -> String {
+    match reason.contains("does not understand the question") {
+        true => "the scaler that leads is older than this command and cannot have a host try it: replace it, or send a request and see".into(),
+        false => reason,
+    }
 }
 
 /// Asks the scaler that leads, if there is one.
@@ -248,6 +258,15 @@ mod tests {
     fn report(revision: u64, state: State) -> ModelReport {
         let reason = (state == State::Failed).then(|| "it does not load".to_owned());
         ModelReport { reason, slots: 1, ..ModelReport::new("m".parse().expect("a name"), Some(revision), state) }
+    }
+
+    #[test]
+    fn an_older_scaler_is_told_as_such() {
+        // As it answers what it cannot read.
+        let unknown = serde_json::from_str::<Question>(r#"{"never_heard_of":{}}"#).expect_err("it is none");
+        let why = why_not(format!("the scaler does not understand the question: {unknown}"));
+        assert!(why.starts_with("the scaler that leads is older than this command"), "{why}");
+        assert_eq!(why_not("its scaling is paused".into()), "its scaling is paused");
     }
 
     #[test]

@@ -11,8 +11,8 @@ use crate::catalog::Entry;
 use crate::fleet::Fleet;
 use crate::place::{Place, Places};
 
-/// A place that has waited for memory for so long has failed: longer than a batch that may have to end first.
-const MEMORY_PATIENCE: Duration = Duration::from_secs(10);
+/// A place that has waited, for memory or for the registry, for so long has failed: longer than a batch that may have to end first.
+const WAITING_PATIENCE: Duration = Duration::from_secs(10);
 /// One whose host says nothing of the model that it was told to run: it may not reach the registry.
 const SILENT_PATIENCE: Duration = Duration::from_secs(60);
 /// One that loads, unless loading is known to take longer. It doubles up to three times, so that what loads slowly does in the end.
@@ -29,6 +29,9 @@ const IDLE_PATIENCE: Duration = Duration::from_secs(60);
 const STUCK_PATIENCE: Duration = Duration::from_secs(300);
 /// For so long after its pause a failure says something of the model, not of the place alone.
 const LATELY: Duration = Duration::from_secs(600);
+
+/// After so many failures lately, nobody moves for it, and it is not tried any more for the sake of knowing.
+const ENOUGH_TRIES: usize = 3;
 
 /// Places that were told to run a model and do not serve it, or do nothing though they say so; and those where it failed before.
 #[derive(Debug, Default)]
@@ -146,9 +149,12 @@ impl Failures {
         }
     }
 
-    /// At how many places it has failed lately and not served since.
-    pub(super) fn places(&self, now: Duration) -> usize {
-        self.trials.values().filter(|trial| trial.failures > 0 && now < trial.until + LATELY).count()
+    /// Why it failed last, for people, if it has failed often enough lately, at one place or at several, and not served since.
+    pub(super) fn of_enough(&self, now: Duration) -> Option<String> {
+        let lately = || self.trials.iter().filter(|(_, trial)| trial.failures > 0 && now < trial.until + LATELY);
+        let tries: usize = lately().map(|(_, trial)| trial.failures as usize).sum();
+        let ((host, device), trial) = lately().max_by_key(|(_, trial)| trial.until)?;
+        (tries >= ENOUGH_TRIES).then(|| format!("{host}/{device}: {}", trial.reason))
     }
 
     /// Places that are not to try it now.
@@ -205,7 +211,7 @@ impl Trial {
         };
         match self.state {
             Some(State::Failed) => Duration::ZERO,
-            Some(State::Waiting) => MEMORY_PATIENCE,
+            Some(State::Waiting) => WAITING_PATIENCE,
             Some(State::Loading) => at_least(LOADING_PATIENCE),
             _ => at_least(SILENT_PATIENCE),
         }

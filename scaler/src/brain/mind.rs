@@ -48,6 +48,8 @@ pub(super) struct Mind {
     pub(super) trial: Option<(u64, UnixMs)>,
     /// Where this revision was tried last, and why it did not load; none while it serves anywhere.
     pub(super) failure: Option<String>,
+    /// Why it came to serve nowhere when it was tried last, if it was tried often enough lately.
+    pub(super) tried_enough: Option<String>,
     /// Whom its idle slots made room for in this round.
     pub(super) gave_way: Option<ModelName>,
     pub(super) row_time: Option<Duration>,
@@ -55,6 +57,8 @@ pub(super) struct Mind {
     pub(super) cold_start: Option<Duration>,
     /// MiB that this revision was seen to take, and when; remembered for a while when it is nowhere loaded.
     pub(super) memory_mib: Option<(u64, Duration)>,
+    /// Whether each slot has a copy of it, as was seen last where it serves.
+    pub(super) copied: bool,
     /// Since when it has wanted something and not had a turn: served for a while.
     pub(super) waiting_since: Option<Duration>,
     pub(super) serving_since: Option<Duration>,
@@ -99,6 +103,9 @@ impl Mind {
         if std::mem::replace(&mut self.revision, entry.identity()) != entry.identity() {
             self.memory_mib = None;
         }
+        if measured.serving > 0 {
+            self.copied = measured.copied;
+        }
         if measured.memory_mib > 0 {
             self.memory_mib = Some((measured.memory_mib, seen.now));
         }
@@ -114,7 +121,10 @@ impl Mind {
         }
         self.cold_start = measured.cold_start.or(self.cold_start);
         let done = seen.fleet.done(model);
-        self.failure = seen.fleet.failure(model, entry.revision, seen.now).map(str::to_owned);
+        let said = seen.fleet.failure(model, entry.revision, seen.now).map(str::to_owned);
+        // Or it waits everywhere for what does not come.
+        self.tried_enough = self.failures.of_enough(seen.now).filter(|_| self.serving == 0);
+        self.failure = said.or_else(|| self.tried_enough.clone());
         let is_ready = |place: &Place| {
             let report = seen.fleet.said(model, place, seen.now).flatten();
             report.is_some_and(|report| report.revision == Some(entry.revision) && report.state == State::Ready)

@@ -21,9 +21,6 @@ const HOLDERS: usize = 3;
 /// A model's last changes that are kept.
 const CHANGES: usize = 20;
 
-/// For a model that has failed at so many places lately and serves nowhere, nobody moves.
-const ENOUGH_TRIES: usize = 3;
-
 impl Brain {
     /// What is to be placed, those that matter most first, and which of the models each is.
     pub(super) fn wants(&self, seen: &Seen, hosts: &[Host]) -> (Vec<usize>, Vec<Want>) {
@@ -49,8 +46,8 @@ impl Brain {
                     (mind.granted.saturating_sub(listed), units(entry), memory_mib)
                 }
             };
-            // One that comes to serve nowhere is not to drain one healthy device after the other.
-            let tried_enough = mind.serving == 0 && mind.failures.places(seen.now) >= ENOUGH_TRIES;
+            // One that comes to serve nowhere is not to drain one healthy device after the other, or the same again and again.
+            let tried_enough = mind.tried_enough.is_some();
             let (spare, idle) = mind.spare(seen.now);
             let want = Want {
                 model: model.clone(),
@@ -63,6 +60,7 @@ impl Brain {
                 kind: manifest.resources.device,
                 units,
                 memory_mib,
+                copied: mind.copied,
                 sharing: manifest.resources.sharing,
                 selector: manifest.scaling.selector.clone(),
                 avoid: mind.failures.to_avoid(seen.now),

@@ -120,8 +120,8 @@ fn claim(seen: &Seen, entry: &Entry, mind: &Mind, largest: usize) -> Claim {
         // What hosts run by their own configuration takes nothing of the others.
         wants: mind.wanted.saturating_sub(mind.listed),
         has: mind.placed,
-        // What cannot be placed anyway takes nothing from others.
-        units: if mind.fits_nowhere { 0 } else { units(entry).min(largest) },
+        // What cannot be placed anyway, or does not come to serve, takes nothing from others.
+        units: if mind.fits_nowhere || mind.tried_enough.is_some() { 0 } else { units(entry).min(largest) },
         waited: match mind.waiting_since.map_or(Duration::ZERO, |since| seen.now.saturating_sub(since)) {
             // Its turn has come already.
             waited if mind.seated => waited.max(PATIENCE),

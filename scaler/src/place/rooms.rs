@@ -40,29 +40,36 @@ impl Room<'_> {
 
     /// Whether the model has memory here, and the company that it bears.
     pub(super) fn admits(&self, want: &Want, first: bool) -> bool {
-        let memory = self.free_mib.is_none_or(|free| mib(want) <= free);
+        let takes_memory = first || want.copied;
+        let memory = !takes_memory || self.free_mib.is_none_or(|free| mib(want, 1, first) <= free);
         let alone = !(self.exclusive > 0 || (want.sharing == Sharing::Exclusive && self.models > 0));
-        !first || (memory && alone)
+        memory && (alone || !first)
     }
 
     /// Takes room for slots, the first ones of the model here or more.
     pub(super) fn take(&mut self, want: &Want, slots: usize, first: bool) {
         self.free -= want.units_on(self.device).saturating_mul(slots) as i64;
         // Somebody who only refuses requests takes no room.
-        if first && want.units > 0 {
+        if want.units == 0 {
+            return;
+        }
+        self.free_mib = self.free_mib.map(|free| free - mib(want, slots, first));
+        if first {
             self.models += 1;
             self.exclusive += usize::from(want.sharing == Sharing::Exclusive);
-            self.free_mib = self.free_mib.map(|free| free - mib(want));
         }
     }
 
     /// Gives room back, that of the model's last slots here or not.
     pub(super) fn give_back(&mut self, want: &Want, slots: usize, last: bool) {
         self.free += want.units_on(self.device).saturating_mul(slots) as i64;
-        if last && want.units > 0 {
+        if want.units == 0 {
+            return;
+        }
+        self.free_mib = self.free_mib.map(|free| free + mib(want, slots, last));
+        if last {
             self.models -= 1;
             self.exclusive -= usize::from(want.sharing == Sharing::Exclusive);
-            self.free_mib = self.free_mib.map(|free| free + mib(want));
         }
     }
 }
@@ -151,6 +158,8 @@ fn is_gpu(room: &Room) -> bool {
     room.device.kind() == DeviceKind::Cuda
 }
 
-fn mib(want: &Want) -> i64 {
-    want.memory_mib.min(MOST_MIB) as i64
+/// What slots of a model take, the first or the last ones of the device or others: each its copy, or all of them the same.
+fn mib(want: &Want, slots: usize, first_or_last: bool) -> i64 {
+    let times = if want.copied { slots as u64 } else { u64::from(first_or_last) };
+    want.memory_mib.saturating_mul(times).min(MOST_MIB) as i64
 }

@@ -27,6 +27,7 @@ fn want(model: &str, slots: usize) -> Want {
         kind: DeviceKind::Cpu,
         units: 1,
         memory_mib: 100,
+        copied: false,
         sharing: Sharing::Shared,
         selector: BTreeMap::new(),
         avoid: BTreeSet::new(),
@@ -223,12 +224,27 @@ fn a_lease_gives_way_to_what_is_owed_and_fits_nowhere_else() {
     assert!(placed(there(owed("m", 1)), &hosts).in_the_way.is_empty(), "it is owed to the lease's group");
 }
 
-/// Slots, units, memory, slots that are owed, and whether it wants its devices for itself.
+#[test]
+fn each_slot_that_has_a_copy_takes_memory_of_its_own() {
+    let copied = |slots| Want { memory_mib: 300, copied: true, ..want("m", slots) };
+    let hosts = [host("a", 8, 1000), host("b", 8, 1000)];
+    let placed = place(&[copied(7)], &hosts, &Placement::new(), &idle);
+    assert_eq!(of(&placed, "m"), "a: 3, b: 3");
+    assert_eq!(placed.unplaced.values().map(|unplaced| unplaced.slots).collect::<Vec<_>>(), [1]);
+    // What others can have is what the copies leave, and what those that go leave behind.
+    let beside = Want { memory_mib: 600, ..want("n", 1) };
+    let placed = place(&[copied(2), beside], &hosts[..1], &placed.placement, &idle);
+    assert_eq!((of(&placed, "m"), of(&placed, "n")), ("a: 2".into(), String::new()));
+    let placed = reclaimed(&[copied(3)], &[copied(3), Want { memory_mib: 900, ..owed("n", 1) }], &hosts[..1]);
+    assert_eq!((of(&placed, "m"), of(&placed, "n")), (String::new(), "a: 1".into()));
+}
+
+/// Slots, units, memory, slots that are owed, whether it wants its devices for itself, and whether slots have copies.
 fn any_want() -> impl Strategy<Value = Want> {
-    (0..6_usize, 1..4_usize, 0..300_u64, 0..3_usize, prop::bool::weighted(0.2)).prop_map(
-        |(slots, units, memory_mib, owed, alone)| {
+    (0..6_usize, 1..4_usize, 0..300_u64, 0..3_usize, prop::bool::weighted(0.2), prop::bool::weighted(0.3)).prop_map(
+        |(slots, units, memory_mib, owed, alone, copied)| {
             let sharing = if alone { Sharing::Exclusive } else { Sharing::Shared };
-            Want { units, memory_mib, sharing, owed: owed.min(slots), ..want("m", slots) }
+            Want { units, memory_mib, copied, sharing, owed: owed.min(slots), ..want("m", slots) }
         },
     )
 }
@@ -263,7 +279,8 @@ proptest! {
                     })
                     .collect();
                 prop_assert!(there.iter().map(|(want, slots)| want.units.min(*units) * slots).sum::<usize>() <= *units);
-                prop_assert!(there.iter().map(|(want, _)| want.memory_mib).sum::<u64>() <= *mib);
+                let taken = |(want, slots): &(&Want, usize)| want.memory_mib * if want.copied { *slots as u64 } else { 1 };
+                prop_assert!(there.iter().map(taken).sum::<u64>() <= *mib);
                 prop_assert!(there.len() < 2 || there.iter().all(|(want, _)| want.sharing == Sharing::Shared));
             }
             for want in &wants {

@@ -34,11 +34,25 @@ fn a_model_that_remembers_calls_is_refused_by_the_names_of_what_it_keeps() -> Re
     let counter = of(&["self.n = torch.add(self.n, 1)", "return torch.add(x, self.n)"], &[("n", Attribute::Int(3))])?;
     let sum = ["_0 = torch.add_(self.sum, torch.sum(x, [0]))", "return torch.add(x, self.sum)"];
     let sum = of(&sum, &[("sum", Attribute::Buffer([1.0; 4]))])?;
-    for (said, name) in [(counter, "`n`"), (sum, "`sum`")] {
+    // Random numbers that change no answer, as dropout draws none in a trained model.
+    let count = "self.n = torch.add(self.n, 1)";
+    let drawing = of(&["_0 = torch.rand_like(x)", count, "return torch.add(x, self.n)"], &[("n", Attribute::Int(3))])?;
+    let forked = [
+        "def __forked_function():",
+        "  self.n = torch.add(self.n, 1)",
+        "  return torch.add(x, self.n)",
+        "_1 = fork(__forked_function)",
+        "return torch.wait(_1)",
+    ];
+    let forked = of(&forked, &[("n", Attribute::Int(3))])?;
+    for (said, name) in [(counter, "`n`"), (sum, "`sum`"), (drawing, "`n`"), (forked, "`n`")] {
         let said = said.expect_err("it is refused");
         let expected = format!("answers depend on the calls before: forward keeps {name} in the module");
         assert!(said.contains(&expected), "{said}");
     }
+    let random = of(&[count, "return torch.add(torch.rand_like(x), self.n)"], &[("n", Attribute::Int(3))])?;
+    let said = random.expect_err("nothing tells what it remembers");
+    assert!(said.contains("answers are random, and forward keeps `n` in the module"), "{said}");
     Ok(())
 }
 

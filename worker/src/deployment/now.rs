@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use sluice_core::report::State;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -32,9 +33,9 @@ pub struct Now {
     pub refusing: Option<(CancellationToken, JoinHandle<Result<()>>)>,
     /// What was unloaded to make room, until something serves again.
     pub unloaded: Option<(Arc<Package>, Device)>,
-    /// Why the revision failed, until it is told.
-    pub failed: Option<String>,
-    /// The revision could not be carried out, and nothing else serves here.
+    /// How the revision stands that could not be carried out, and why, until it is told.
+    pub failed: Option<(State, String)>,
+    /// The revision cannot be carried out, and nothing else serves here.
     pub does_not_load: bool,
 }
 

@@ -15,6 +15,7 @@ use super::now::{Ended, Now, Outcome, Running};
 use super::{AGAIN, Deployment};
 use crate::engine::Device;
 use crate::memory::Reservation;
+use crate::meter::Meter;
 use crate::package::Package;
 use crate::serve::{End, Ready, Tuned};
 
@@ -29,7 +30,7 @@ impl Deployment {
     ) -> Result<Outcome> {
         let device = self.device_of(&package.manifest)?;
         let mib = package.manifest.resources.memory_mib;
-        let reservation = loop {
+        let mut reservation = loop {
             let freed = self.host.memory.freed();
             let reason = match self.host.memory.reserve(device, mib) {
                 Ok(reservation) => break reservation,
@@ -38,7 +39,9 @@ impl Deployment {
             let unload = package.manifest.serving.if_memory_is_short == IfMemoryIsShort::Unload;
             // Nothing is given up for what would not fit even then.
             let room = now.running.as_ref().filter(|running| running.device == device).is_some_and(|running| {
-                self.host.memory.would_fit(device, mib, running.package.manifest.resources.memory_mib)
+                let copies = if self.meter(device).read().copied { running.tuned.borrow().count as u64 } else { 1 };
+                let given_back = running.package.manifest.resources.memory_mib.saturating_mul(copies);
+                self.host.memory.would_fit(device, mib, given_back)
             });
             if unload && room {
                 info!(model = %self.model, reason, "memory is short: the old version is unloaded first");
@@ -69,12 +72,12 @@ impl Deployment {
             biased;
             () = self.host.draining.cancelled() => return Ok(Outcome::Overtaken),
             // To its end, whatever comes meanwhile: a thread that loads cannot be stopped, and its memory is held.
-            prepared = self.serving(Arc::clone(package), device).prepare() => prepared,
+            prepared = self.serving(Arc::clone(package), device).prepare(&mut reservation) => prepared,
             ended = now.ended_for_good() => return Ok(Outcome::Ended(ended)),
         };
         let ready = prepared?;
         if cold {
-            self.host.metrics.meters().of(&self.model, &device.to_string()).started(began.elapsed());
+            self.meter(device).started(began.elapsed());
         }
         now.retire();
         now.unloaded = None;
@@ -82,12 +85,7 @@ impl Deployment {
         Ok(Outcome::Settled)
     }
 
-    fn start(&self, ready: Ready, package: Arc<Package>, device: Device, mut reservation: Reservation) -> Running {
-        let meter = self.host.metrics.meters().of(&self.model, &device.to_string());
-        let version = &package.manifest.version;
-        if let Some(mib) = reservation.loaded(meter.weighed_before(version, device)) {
-            meter.weighed(version, mib);
-        }
+    fn start(&self, ready: Ready, package: Arc<Package>, device: Device, reservation: Reservation) -> Running {
         let stop = ready.stop();
         // As many as were prepared: if more or fewer are wanted by now, tuning finds the difference.
         let (tuned, receiver) = watch::channel(Tuned { package: Arc::clone(&package), count: ready.count() });
@@ -103,14 +101,14 @@ impl Deployment {
     /// Loads what was unloaded for something that failed.
     pub(super) async fn load_again(&self, now: &mut Now) {
         let Some((old, device)) = now.unloaded.clone() else { return };
-        let reservation = match self.host.memory.reserve(device, old.manifest.resources.memory_mib) {
+        let mut reservation = match self.host.memory.reserve(device, old.manifest.resources.memory_mib) {
             Ok(reservation) => reservation,
             Err(reason) => {
                 warn!(model = %self.model, reason, "the old version has no room any more; trying again");
                 return;
             }
         };
-        let preparing = self.serving(Arc::clone(&old), device).prepare();
+        let preparing = self.serving(Arc::clone(&old), device).prepare(&mut reservation);
         match self.host.draining.run_until_cancelled(preparing).await {
             Some(Ok(ready)) => {
                 warn!(model = %self.model, version = old.manifest.version, "the old version serves again");
@@ -123,6 +121,10 @@ impl Deployment {
             }
             None => {}
         }
+    }
+
+    fn meter(&self, device: Device) -> Arc<Meter> {
+        self.host.metrics.meters().of(&self.model, &device.to_string())
     }
 
     fn device_of(&self, manifest: &Manifest) -> Result<Device> {

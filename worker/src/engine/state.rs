@@ -21,24 +21,36 @@ pub(super) fn written(
 }
 
 /// Whether what a request is answered depends on the requests before it.
-pub(super) fn remembers<M: Model + 'static>(model: &Arc<M>, manifest: &Manifest) -> bool {
+pub(super) fn remembers(model: &Arc<dyn Model>, manifest: &Manifest) -> bool {
     let rows = manifest.batching.max_rows.min(2);
     let (request, other) = (example::random(manifest, rows, 1), example::random(manifest, rows, 2));
-    let run = |request: &[Tensor]| -> Result<Vec<Tensor>, EngineError> {
-        Ok(Arc::clone(model).gather(&[request])?()?.pop().unwrap_or_default())
-    };
     let again = || {
-        let first = run(&request)?;
-        let second = run(&request)?;
-        _ = run(&other)?;
-        Ok([first, second, run(&request)?])
+        let first = run(model, &request)?;
+        let second = run(model, &request)?;
+        _ = run(model, &other)?;
+        Ok([first, second, run(model, &request)?])
     };
     // What does not run on random rows is told by its requests.
     let again: Result<_, EngineError> = again();
-    let differ = |one: &[Tensor], other: &[Tensor]| {
-        one.iter().zip(other).any(|(one, other)| compare::difference(one, other).is_some())
-    };
     again.is_ok_and(|[first, second, third]| differ(&first, &second) || differ(&first, &third))
+}
+
+/// Whether two copies that have run nothing answer the same request differently: then nothing tells what a model that draws random numbers
+/// remembers. Many draw none, such as those with dropout, which does nothing once they are trained. Seeding would disturb other models of
+/// the process, which draw from the same source.
+pub(super) fn is_random(model: &Arc<dyn Model>, manifest: &Manifest) -> bool {
+    let request = example::random(manifest, manifest.batching.max_rows.min(2), 1);
+    let fresh = || run(&Arc::clone(model).for_another_slot(), &request);
+    let both = || Ok::<_, EngineError>([fresh()?, fresh()?]);
+    both().is_ok_and(|[one, other]| differ(&one, &other))
+}
+
+fn run(model: &Arc<dyn Model>, request: &[Tensor]) -> Result<Vec<Tensor>, EngineError> {
+    Ok(Arc::clone(model).gather(&[request])?()?.pop().unwrap_or_default())
+}
+
+fn differ(one: &[Tensor], other: &[Tensor]) -> bool {
+    one.iter().zip(other).any(|(one, other)| compare::difference(one, other).is_some())
 }
 
 /// Why such a model is not served, and what helps.
@@ -46,6 +58,14 @@ pub(super) fn refusal(writes: &[String]) -> String {
     format!(
         "answers depend on the calls before: forward keeps {} in the module, so that requests would get values of other requests. Let \
          forward begin with fresh values each time, or make the state an input and an output; then export it again",
+        names(writes)
+    )
+}
+
+/// Why one whose answers are random besides is not served, and what helps.
+pub(super) fn random_refusal(writes: &[String]) -> String {
+    format!(
+        "answers are random, and forward keeps {} in the module: whether requests would get values of other requests cannot be told. Let          forward write nothing into the module, or draw no random numbers; then export it again",
         names(writes)
     )
 }

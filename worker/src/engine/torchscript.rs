@@ -55,8 +55,14 @@ impl TorchScript {
         let row_time = warmup::warm_up(&model, manifest)?;
         let after = model.script()?.buffers().map_err(explain)?;
         let writes = model.writes.get_or_init(|| state::written(inspection.writes, &before, &after));
-        if !writes.is_empty() && !inspection.random && state::remembers(&model, manifest) {
-            return Err(refuse(state::refusal(writes)));
+        if !writes.is_empty() {
+            let model: Arc<dyn Model> = model.clone();
+            if inspection.random && state::is_random(&model, manifest) {
+                return Err(refuse(state::random_refusal(writes)));
+            }
+            if state::remembers(&model, manifest) {
+                return Err(refuse(state::refusal(writes)));
+            }
         }
         if !writes.is_empty() {
             info!(model = %manifest.name, writes = state::names(writes), "forward writes into the module: each slot has a copy of its own");

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::batcher::Room;
 use crate::engine;
+use crate::memory::Copies;
 use crate::metrics::SlotsGauge;
 use crate::package::Package;
 use crate::slot::{self, Finished, Slot, Work};
@@ -18,6 +19,7 @@ pub struct Slots {
     /// By numbers that are used once.
     all: BTreeMap<usize, Place>,
     next: usize,
+    copies: Copies,
     finished: mpsc::UnboundedSender<Finished>,
     gauge: SlotsGauge,
 }
@@ -32,10 +34,10 @@ struct Place {
 }
 
 impl Slots {
-    pub fn new(slots: Vec<Slot>, finished: mpsc::UnboundedSender<Finished>, gauge: SlotsGauge) -> Self {
+    pub fn new(slots: Vec<Slot>, copies: Copies, finished: mpsc::UnboundedSender<Finished>, gauge: SlotsGauge) -> Self {
         let next = slots.len();
         let all = slots.into_iter().map(|slot| Place { slot, load: 0, leaving: false }).enumerate().collect();
-        let mut slots = Self { all, next, finished, gauge };
+        let mut slots = Self { all, next, copies, finished, gauge };
         slots.count();
         slots
     }
@@ -66,7 +68,7 @@ impl Slots {
         }
         for _ in 0..missing {
             let Some(model) = self.all.values().next().map(|place| place.slot.model()) else { break };
-            let slot = slot::start(package, model, self.next, &self.finished)?;
+            let slot = slot::start(package, model, &self.copies, self.next, &self.finished)?;
             self.all.insert(self.next, Place { slot, load: 0, leaving: false });
             self.next += 1;
         }

@@ -59,6 +59,44 @@ fn one_host_tries_a_model_that_nobody_asks_for_and_why_it_does_not_load_is_known
 }
 
 #[test]
+fn a_trial_that_waits_in_vain_ends_with_its_reason() {
+    let mut world = World::new(&[("a", 4)], Vec::new());
+    world.states = vec![("a/cpu", Some(State::Waiting))];
+    world.deploy("m", "");
+    world.rounds(3);
+    assert_eq!(world.brain.try_loading(&name("m"), 1), Some(Answer::Done));
+    world.rounds(400);
+    let explained = world.explain("m");
+    assert_eq!((world.slots("m"), explained.wanted), (String::new(), 0), "{explained:?}");
+    assert!(explained.failure.is_some_and(|failure| failure.contains("waiting for too long")));
+}
+
+#[test]
+fn idle_slots_do_not_go_again_and_again_for_what_does_not_load() {
+    // The only device there is.
+    let mut world = World::new(&[("a", 1)], Vec::new());
+    world.deploy_as("sound", "scale_down_delay = \"1h\"\nidle_to_zero = \"1h\"");
+    world.broken_model = Some("broken");
+    let mut gave_way = 0;
+    for minute in 0..20 {
+        world.wait("sound", 1);
+        world.rounds(4);
+        world.wait("sound", 0);
+        if minute == 1 {
+            world.deploy("broken", "");
+            world.wait("broken", 1);
+        }
+        for _ in 0..116 {
+            let went = |(model, changed): &&(ModelName, Changed)| *model == name("sound") && changed.to == 0;
+            gave_way += world.round().changes.iter().filter(went).count();
+        }
+    }
+    assert!((1..=3).contains(&gave_way), "{gave_way} times in twenty minutes");
+    assert_eq!(world.slots("sound"), "a: 1");
+    assert!(world.explain("broken").failure.is_some_and(|failure| failure.starts_with("a/cpu: ")));
+}
+
+#[test]
 fn a_host_that_waits_for_memory_in_vain_is_left_for_another() {
     let mut world = World::new(&[("a", 4), ("b", 4)], Vec::new());
     world.states = vec![("a/cpu", Some(State::Waiting))];
