@@ -78,6 +78,15 @@ impl Output {
             // Of an earlier run that is replaced, or of rows that failed after the state was kept: they are asked for again.
             paths.errors.clear()?;
         }
+        let begin_errors = if begin == Begin::Over { Begin::Over } else { Begin::New };
+        if written.error_bytes == 0 {
+            // Not only when the first row fails, or when all is done.
+            let Target { path, place, .. } = &paths.errors;
+            if !replace && paths.errors.is_file() && place.exists() {
+                bail!("`{}` is there already: choose another name for errors", path.display());
+            }
+            paths.errors.try_out(begin_errors)?;
+        }
         let answers = match &paths.output {
             None => Answers::Stdout(BufWriter::new(std::io::stdout())),
             Some(target) => Answers::File(target.clone(), Part::open(target, after(written.output_bytes))?),
@@ -86,8 +95,8 @@ impl Output {
             0 => None,
             bytes => Some(Part::open(&paths.errors, after(bytes))?),
         };
-        let begin = if begin == Begin::Over { Begin::Over } else { Begin::New };
-        Ok(Self { answers, errors_target: paths.errors.clone(), errors, begin, replace, written: *written })
+        let (errors_target, begin) = (paths.errors.clone(), begin_errors);
+        Ok(Self { answers, errors_target, errors, begin, replace, written: *written })
     }
 
     /// Writes a chunk with its answers.
@@ -275,6 +284,28 @@ mod tests {
             output.finish().expect("nothing is left to do");
             assert_eq!((text("out").as_str(), text("out.errors").as_str()), ("answer\n", "failure\n"), "{occupied}");
         }
+    }
+
+    #[test]
+    fn errors_that_could_not_be_written_are_known_before_anything_is_asked() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("in"), "x").expect("writes");
+        let open = |arguments: &[&str], begin| {
+            let paths = of(folder.path(), arguments).expect("paths");
+            Output::open(&paths, &Written::default(), begin, false).map(drop)
+        };
+        let error = open(&["in", "-o", "out", "--errors", "away/errors"], Begin::New).expect_err("no such folder");
+        assert!(format!("{error:#}").contains("away/errors"), "{error:#}");
+        assert!(!at("out.partial").exists(), "nothing is left");
+        // Somebody made it since the run began.
+        for name in ["mine", "out.partial"] {
+            std::fs::write(at(name), "").expect("writes");
+        }
+        let error = open(&["in", "-o", "out", "--errors", "mine", "--resume"], Begin::After(0)).expect_err("taken");
+        assert!(error.to_string().contains("mine` is there already"), "{error:#}");
+        open(&["in", "-o", "out", "--resume"], Begin::After(0)).expect("nothing is in the way");
+        assert!(!at("out.errors.partial").exists(), "nothing is left");
     }
 
     #[test]

@@ -102,6 +102,13 @@ impl Target {
         Ok(BufWriter::with_capacity(1 << 16, file))
     }
 
+    /// Finds out whether it can be written, before that is needed: nothing is left of it.
+    pub fn try_out(&self, begin: Begin) -> Result<()> {
+        let Some(partial) = &self.partial else { return Ok(()) };
+        let _held = self.open(begin)?;
+        fs::remove_file(partial).with_context(|| format!("cannot remove `{}`", partial.display()))
+    }
+
     /// Removes what an earlier run left unfinished, unless another run is writing it.
     pub fn clear(&self) -> Result<()> {
         let Some(partial) = self.partial.as_ref().filter(|partial| partial.exists()) else { return Ok(()) };
