@@ -381,14 +381,14 @@ mod tests {
         // Neither was heard for a while, and the other comes back first; and then the first does not.
         let mut away = Fleet::default();
         for (report, at) in [(&first, 0), (&second, 1000), (&first, 2000), (&second, 3000)] {
-            away.hear(report.clone(), ms(at));
+            hear(&mut away, report.clone(), ms(at));
         }
-        away.hear(second.clone(), ms(10_000));
+        hear(&mut away, second.clone(), ms(10_000));
         assert_eq!(works(&away, ms(10_000)), None, "the first may follow");
-        away.hear(first.clone(), ms(10_500));
+        hear(&mut away, first.clone(), ms(10_500));
         assert_eq!((works(&away, ms(10_500)), twin(&away, ms(10_500))), (Some(1), Some(2)));
         for at in [20_000, 22_000, 24_000] {
-            away.hear(second.clone(), ms(at));
+            hear(&mut away, second.clone(), ms(at));
         }
         assert_eq!((works(&away, ms(24_000)), twin(&away, ms(24_000))), (Some(2), None), "it has ended");
         // It was only cut off.
