@@ -197,6 +197,18 @@ async fn a_producer_gives_no_orders_and_reaches_nothing_of_anothers() -> Result<
     hears_nothing(&mut assigned, "an assignment").await;
     hears_nothing(&mut ordered, "an order").await;
 
+    // A question is answered at an inbox and nowhere else, with the rights of whoever answers.
+    let mut questions = worker.listen("describe.digits").await?;
+    for address in ["results.gateway.their-job", "amq.rabbitmq.reply-to.x", LANE, "sluice.settings", "inbox.#"] {
+        let asked = BasicProperties::default().with_reply_to(address.into());
+        let options = BasicPublishOptions::default();
+        let (to, key) = ("sluice.describe".into(), "describe.digits".into());
+        _ = holder.channel().await?.basic_publish(to, key, options, b"", asked).await?;
+        let question = tokio::time::timeout(SOON, questions.next()).await??;
+        let sent = question.answer.context("a way back")?.send("yes".into()).await;
+        assert!(matches!(sent, Err(BrokerError::Unusable(_))), "{address}: {sent:?}");
+    }
+
     // Others' answers: where they are sent to, and where they are kept.
     for key in [inbox, "#", "inbox.#", "inbox.*.*", "*.gateway.#", "inbox.producer"] {
         for exchange in ["sluice.inbox", "sluice.answers"] {
