@@ -16,6 +16,7 @@ pub mod print;
 pub mod report;
 pub mod scaler;
 pub mod settings;
+pub mod shown;
 pub mod store;
 pub mod tensor;
 

@@ -1,6 +1,9 @@
 //! What several commands need: the connection, and how things are shown.
 
-use std::io::IsTerminal;
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -92,4 +95,32 @@ pub fn whoami() -> String {
     let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "somebody".into());
     let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{user}@{}", machine.trim())
+}
+
+/// Writes a file that only this user may read, in place of what was there: a link is replaced, not followed.
+pub fn write_private(file: &Path, content: &[u8]) -> std::io::Result<()> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(file)?.write_all(content)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn what_may_hold_a_password_is_for_its_writer_only() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (file, elsewhere) = (folder.path().join("sluice.toml"), folder.path().join("elsewhere"));
+        fs::write(&elsewhere, "of another").expect("written");
+        std::os::unix::fs::symlink(&elsewhere, &file).expect("a link");
+        write_private(&file, b"[broker]").expect("written");
+        assert_eq!(fs::symlink_metadata(&file).expect("it is there").mode(), 0o100_600);
+        assert_eq!(fs::read_to_string(&file).expect("it is there"), "[broker]");
+        assert_eq!(fs::read_to_string(&elsewhere).expect("it is there"), "of another");
+    }
 }

@@ -9,7 +9,7 @@ use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use sluice_core::Manifest;
+use sluice_core::{Manifest, shown};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
@@ -106,7 +106,8 @@ async fn start(
         reached.sections()?,
         quoted(&cache)
     );
-    std::fs::write(&config, &text).with_context(|| format!("cannot write `{}`", config.display()))?;
+    // It may hold a password.
+    common::write_private(&config, text.as_bytes()).with_context(|| format!("cannot write `{}`", config.display()))?;
     for (name, program, ready) in [("scaler", "sluice-scaler", "leading"), ("worker", "sluice-worker", ": ready")] {
         let mut command = Command::new(beside(program)?);
         command.arg("--config").arg(&config);
@@ -137,14 +138,19 @@ async fn start(
     }
     let sluice = std::env::args().next().unwrap_or_else(|| "sluice".into());
     println!("\nrunning until Ctrl-C, in {}", folder.display());
-    println!("  broker    {}", reached.broker);
-    println!("  registry  {}", if reached.registry.is_empty() { &reached.broker } else { &reached.registry });
+    println!("  broker    {}", shown::url(&reached.broker));
+    println!(
+        "  registry  {}",
+        shown::url(if reached.registry.is_empty() { &reached.broker } else { &reached.registry })
+    );
     println!("  worker    http://127.0.0.1:{worker}/metrics");
     println!("  scaler    http://127.0.0.1:{scaler}/metrics");
     println!("in another terminal:");
     let exports = reached.environment()?.into_iter();
     // What is empty the command line finds by itself: a registry in the broker, as the host does.
     let exports = exports.filter_map(|(name, value)| Some((name, value.filter(|value| !value.is_empty())?)));
+    // The configuration has it too.
+    let exports = exports.filter(|(_, value)| !value.contains("://") || shown::url(value) == *value);
     let exports: Vec<String> = exports.map(|(name, value)| format!("{name}={value}")).collect();
     // Not a file of the user's own: what that says of another broker is not for this one.
     println!("  export SLUICE_CONFIG={} {}", config.display(), exports.join(" "));

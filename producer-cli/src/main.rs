@@ -29,6 +29,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use cli::{Arguments, Command};
 use sluice_core::print::{self, Unprinted};
+use sluice_service::telemetry::{self, LogFormat};
 
 /// As in the worker: many small allocations, few large ones.
 #[global_allocator]
@@ -56,8 +57,7 @@ fn main() -> ExitCode {
     };
     // Client libraries log as errors what this command reports its own way.
     let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "error,lapin=off,sluice::settings=warn".into());
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
-    log.with_ansi(print::colours()).init();
+    telemetry::log(filter.into(), LogFormat::Text);
     let machine = arguments.command.json();
     let code = match run(arguments) {
         Ok(code) => code,

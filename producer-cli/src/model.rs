@@ -48,7 +48,9 @@ pub async fn run(global: &Global, options: Model) -> Result<ExitCode> {
             ModelCommand::Export { models, output, overwrite } => {
                 backup::export(&desk, models, &output, overwrite).await
             }
-            ModelCommand::Import { archive } => backup::import(&desk, &archive).await,
+            ModelCommand::Import { archive, largest } => {
+                backup::import(&desk, &archive, largest.saturating_mul(1024 * 1024)).await
+            }
         }
     };
     let done = tokio::select! {

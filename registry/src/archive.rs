@@ -18,6 +18,8 @@ const INDEX: &str = "index.toml";
 /// Larger indices are hardly a registry's.
 const LARGEST_INDEX: u64 = 64 * 1024 * 1024;
 const FORMAT: u32 = 1;
+/// More files and folders than this are hardly a registry.
+const MOST_ENTRIES: usize = 1_000_000;
 
 #[derive(Serialize, Deserialize)]
 struct Index {
@@ -84,13 +86,13 @@ impl Registry {
 }
 
 /// Reads an archive that [`export`] wrote. Models that are deployed already are left alone, and are an error before anything is
-/// written. Returns the models.
-pub async fn import(registry: &Registry, archive: &Path, moved: Moved<'_>) -> Result<Vec<ModelName>> {
+/// written, as is an archive whose files have more than `largest` bytes together. Returns the models.
+pub async fn import(registry: &Registry, archive: &Path, largest: u64, moved: Moved<'_>) -> Result<Vec<ModelName>> {
     let refuse = |reason: String| RegistryError::Archive { archive: archive.to_owned(), reason };
     let reading = |error| RegistryError::local(format!("cannot read `{}`", archive.display()))(error);
     let folder = tempfile::tempdir().map_err(reading)?;
     let (source, into) = (archive.to_owned(), folder.path().to_owned());
-    let index = tokio::task::spawn_blocking(move || unpack_checked(&source, &into))
+    let index = tokio::task::spawn_blocking(move || unpack_checked(&source, &into, largest))
         .await
         .map_err(|panic| refuse(panic.to_string()))??;
     for model in index.models.keys() {
@@ -121,12 +123,12 @@ async fn keep_same(registry: &Registry, key: &str, record: bytes::Bytes) -> Resu
     }
 }
 
-fn unpack_checked(archive: &Path, into: &Path) -> Result<Index> {
+fn unpack_checked(archive: &Path, into: &Path, largest: u64) -> Result<Index> {
     let refuse = |reason: String| RegistryError::Archive { archive: archive.to_owned(), reason };
     let mut index: Option<Index> = None;
     let mut expected = BTreeMap::new();
-    // The index says how many there are.
-    each_file(archive, usize::MAX, |path, size, content| {
+    // The index says which there are; it does not name folders.
+    each_file(archive, MOST_ENTRIES, |path, size, content| {
         if index.is_none() {
             if path != Path::new(INDEX) || size > LARGEST_INDEX {
                 return Err("it does not begin with an index: `sluice model export` wrote it not".into());
@@ -138,6 +140,10 @@ fn unpack_checked(archive: &Path, into: &Path) -> Result<Index> {
                 return Err(format!("it has format {}; this program reads {FORMAT}", read.format));
             }
             for (model, deployed) in &read.models {
+                for revision in &deployed.history {
+                    let place = format!("{INDEX}: revision {} of `{model}`", revision.number);
+                    revision.check().map_err(|reason| format!("{place}: {reason}"))?;
+                }
                 for (version, contents) in &deployed.versions {
                     if !sluice_core::manifest::is_version(version) {
                         return Err(format!("{INDEX}: `{version}` is not a version"));
@@ -148,6 +154,12 @@ fn unpack_checked(archive: &Path, into: &Path) -> Result<Index> {
                 }
             }
             expected = read.files();
+            let whole = expected.values().fold(0_u64, |sum, size| sum.saturating_add(*size));
+            if whole > largest {
+                return Err(format!(
+                    "its files have {whole} bytes, more than the {largest} that are allowed: --largest raises that"
+                ));
+            }
             index = Some(read);
             return Ok(());
         }

@@ -1,16 +1,19 @@
 //! A host's copies of packages: fetched once, verified at each load, the least recently used ones removed when there are too many.
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use sluice_core::ModelName;
+use sluice_core::manifest::{VERSION_RULE, is_version};
 use tokio::sync::Mutex;
 use tracing::{info, warn};
 
 use crate::contents::{self, Contents, FileEntry, read_record, sha256_of, write_record};
-use crate::{Registry, RegistryError, Result};
+use crate::{Registry, RegistryError, Result, private};
 
 /// What the folder holds; its time of change says when the package was last used.
 const CONTENTS: &str = ".contents.toml";
@@ -54,13 +57,20 @@ impl Drop for Pinned {
 
 impl Cache {
     /// A cache in `folder` that keeps at most `limit` bytes, besides the packages in use.
-    pub fn new(folder: PathBuf, limit: u64) -> Self {
-        Self { folder, limit, busy: Mutex::new(()), pinned: Arc::default() }
+    /// The folder is this user's alone, or is refused.
+    pub fn open(folder: PathBuf, limit: u64) -> Result<Self> {
+        private::folder(&folder)?;
+        Ok(Self { folder, limit, busy: Mutex::new(()), pinned: Arc::default() })
     }
 
     /// A version's folder, complete and verified. While the registry cannot be reached, a copy that is here serves.
     pub async fn package(&self, registry: &Registry, model: &ModelName, version: &str) -> Result<Pinned> {
+        if !is_version(version) {
+            return Err(RegistryError::Unusable(format!("version `{}`: {VERSION_RULE}", version.escape_debug())));
+        }
         let _busy = self.busy.lock().await;
+        // It may have been removed meanwhile, and made by another.
+        private::folder(&self.folder)?;
         let folder = self.folder.join(model.as_str()).join(version);
         let contents = match registry.contents(model, version).await {
             Ok(contents) => contents,
@@ -78,7 +88,7 @@ impl Cache {
             self.complete(registry, model, version, &folder, file).await?;
         }
         let record = folder.join(CONTENTS);
-        fs::write(&record, write_record(&contents)).map_err(writing(&record))?;
+        replace(&record, &write_record(&contents)).map_err(writing(&record))?;
         let pinned = Pinned { folder: folder.clone(), pinned: Arc::clone(&self.pinned) };
         self.pinned().push(folder);
         self.trim();
@@ -95,6 +105,10 @@ impl Cache {
         file: &FileEntry,
     ) -> Result<()> {
         let target = folder.join(&file.path);
+        if fs::symlink_metadata(&target).is_ok_and(|found| !found.is_file()) {
+            let reason = format!("`{}` is no plain file: remove it", target.display());
+            return Err(RegistryError::Unusable(reason));
+        }
         match hash(&target).await {
             Ok(found) if found == file.sha256 => return Ok(()),
             Ok(_) => warn!(%model, version, file = file.path, "a file in the cache is damaged; fetching it again"),
@@ -102,7 +116,8 @@ impl Cache {
         }
         let unfinished = self.folder.join(UNFINISHED);
         make(&unfinished)?;
-        let partial = unfinished.join(format!("{}.{}", file.sha256, std::process::id()));
+        // Of a name that nobody knows before.
+        let partial = tempfile::NamedTempFile::new_in(&unfinished).map_err(writing(&unfinished))?.into_temp_path();
         let mut found = String::new();
         // The copy may have been damaged on its way.
         for _ in 0..2 {
@@ -114,12 +129,11 @@ impl Cache {
                 if let Some(parent) = target.parent() {
                     make(parent)?;
                 }
-                fs::rename(&partial, &target).map_err(writing(&target))?;
+                partial.persist(&target).map_err(|error| writing(&target)(error.error))?;
                 info!(%model, version, file = file.path, bytes = file.size, "fetched");
                 return Ok(());
             }
         }
-        let _ = fs::remove_file(&partial);
         Err(RegistryError::Damaged {
             model: model.clone(),
             version: version.into(),
@@ -174,8 +188,17 @@ async fn hash(file: &Path) -> std::io::Result<String> {
     tokio::task::spawn_blocking(move || sha256_of(&file)).await.map_err(std::io::Error::other)?
 }
 
+/// Writes a file beside and renames it: what was there is replaced, not written into.
+fn replace(file: &Path, content: &[u8]) -> std::io::Result<()> {
+    let mut fresh = tempfile::NamedTempFile::new_in(file.parent().unwrap_or(Path::new(".")))?;
+    fresh.write_all(content)?;
+    fresh.persist(file)?;
+    Ok(())
+}
+
 fn make(folder: &Path) -> Result<()> {
-    fs::create_dir_all(folder).map_err(RegistryError::local(format!("cannot make `{}`", folder.display())))
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(RegistryError::local(format!("cannot make `{}`", folder.display())))
 }
 
 fn writing(file: &Path) -> impl FnOnce(std::io::Error) -> RegistryError {

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use sluice_core::clock::{UnixMs, unix_ms};
-use sluice_core::manifest::Profile;
+use sluice_core::manifest::{Profile, VERSION_RULE, is_version};
 use sluice_core::{Manifest, ModelName, StoreError};
 
 use crate::contents::{read_record, write_record};
@@ -32,6 +32,17 @@ pub struct Revision {
     /// What was tuned.
     #[serde(default, skip_serializing_if = "Profile::is_empty")]
     pub profile: Profile,
+}
+
+impl Revision {
+    /// Whether this can be a revision. It may come from anywhere: its version becomes a path on hosts.
+    pub(crate) fn check(&self) -> std::result::Result<(), String> {
+        if is_version(&self.version) {
+            Ok(())
+        } else {
+            Err(format!("version `{}`: {VERSION_RULE}", self.version.escape_debug()))
+        }
+    }
 }
 
 /// Why a revision was written.
@@ -126,7 +137,10 @@ impl Registry {
 
     async fn find_revision(&self, model: &ModelName, number: u64) -> Result<Option<Revision>> {
         let key = key(model, number);
-        self.store.read(&key).await?.map(|bytes| read_record(&key, &bytes)).transpose()
+        let Some(bytes) = self.store.read(&key).await? else { return Ok(None) };
+        let revision: Revision = read_record(&key, &bytes)?;
+        revision.check().map_err(|reason| RegistryError::Unreadable { key, reason })?;
+        Ok(Some(revision))
     }
 
     /// Writes the revision after `newest`, which is what the writer knew when it decided. If another was faster, that is a conflict.

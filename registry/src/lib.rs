@@ -10,6 +10,7 @@ mod history;
 mod identity;
 mod location;
 mod object;
+mod private;
 mod publish;
 mod unpack;
 

@@ -37,15 +37,7 @@ impl Location {
 
     /// The URL for people, logs and errors: passwords and tokens are left out.
     pub fn shown_url(&self) -> String {
-        let url = self.url.trim();
-        match url.split_once("://").map(|(scheme, _)| scheme) {
-            Some("nats" | "tls") => Options::new(url, "").shown_url(),
-            // Of a name that is no URL nobody knows which part is a password.
-            None if url.contains('@') => "(not a URL)".into(),
-            // A folder may have any name. As it is written: people compare it with what they wrote.
-            Some(scheme) if scheme != "file" && url.contains('@') => Options::new(url, "").shown_url(),
-            _ => url.to_owned(),
-        }
+        sluice_core::shown::url(&self.url)
     }
 }
 
@@ -81,26 +73,26 @@ mod tests {
 
     #[tokio::test]
     async fn no_password_of_a_url_is_shown() {
-        let shown = |url: &str| Location::new(url).shown_url();
-        for (url, text) in [
-            (
-                "nats://manager:hunter2@a:4222,nats://manager:hunter2@b",
-                "nats://manager:***@a:4222,nats://manager:***@b",
-            ),
-            ("tls://hunter2@a", "tls://***@a"),
-            ("s3://key:hunter2@bucket/folder", "s3://key:***@bucket/folder"),
-            ("user:hunter2@host", "(not a URL)"),
-            ("file:///srv/a@b, c", "file:///srv/a@b, c"),
-            ("s3://models/sluice/", "s3://models/sluice/"),
-            ("", ""),
-        ] {
-            assert_eq!(shown(url), text, "{url}");
-        }
-        for url in ["http://user:hunter2@host/models", "user:hunter2@host", "s3://key:hunter2@bucket:x/folder"] {
+        let urls = [
+            "http://user:hunter2@host/models",
+            "nat://user:hunter2@host",
+            "user:hunter2@host",
+            "s3://key:hunter2@bucket:x/folder",
+        ];
+        for url in urls {
             let location = Location::new(url);
             let error = open(&location, &Options::default()).await.err().expect("it cannot be opened");
             let told = format!("{error} {error:?} {:?}", location.fault());
             assert!(told.contains("registry") && !told.contains("hunter2"), "{told}");
         }
+        let opened =
+            open(&Location::new("s3://key:hunter2@bucket/folder"), &Options::default()).await.expect("a client");
+        assert_eq!(opened.url(), "s3://key:***@bucket/folder");
+        let location = Location {
+            url: "gs://bucket/folder".into(),
+            options: [("google_service_account_key".to_owned(), "hunter2".to_owned())].into(),
+        };
+        let error = open(&location, &Options::default()).await.err().expect("it is no key");
+        assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
     }
 }

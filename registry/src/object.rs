@@ -11,6 +11,7 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
 use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, WriteMultipart};
+use sluice_core::shown;
 use sluice_core::store::{Moved, Result, Store, StoreError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use url::Url;
@@ -51,7 +52,7 @@ impl Objects {
             });
             let options = environment.chain(location.options.clone());
             let (store, prefix) = object_store::parse_url_opts(&parsed, options)
-                .map_err(|error| unusable(in_words(&error, &parsed, &shown)))?;
+                .map_err(|error| unusable(in_words(&error, &parsed, &shown, location)))?;
             Arc::new(PrefixStore::new(store, prefix))
         };
         Ok(Self { store, url: shown })
@@ -172,9 +173,13 @@ impl Store for Objects {
     }
 }
 
-/// The crate's errors may repeat the URL as it is.
-fn in_words(error: &object_store::Error, url: &Url, shown: &str) -> String {
-    error.to_string().replace(url.as_str(), shown)
+/// The crate's errors may repeat the URL and options as they are.
+fn in_words(error: &object_store::Error, url: &Url, shown: &str, location: &Location) -> String {
+    let text = error.to_string().replace(url.as_str(), shown);
+    location.options.iter().fold(text, |text, (name, value)| match shown::option(name, value) {
+        hidden if hidden != *value && !value.is_empty() => text.replace(value.as_str(), &hidden),
+        _ => text,
+    })
 }
 
 fn none_if_missing<T>(objects: &Objects, text: &str) -> impl FnOnce(object_store::Error) -> Result<Option<T>> {

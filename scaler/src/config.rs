@@ -116,3 +116,13 @@ impl Config {
         format!("{}-{}", machine.trim(), std::process::id())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_admin_port_is_for_this_machine_unless_somebody_says_otherwise() {
+        assert!(ScalerConfig::default().admin.ip().is_loopback());
+    }
+}

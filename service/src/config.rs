@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use config::{Config, Environment, File, FileFormat};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use sluice_core::shown;
+use toml::Value;
 
 /// What a deployment's file may hold; each binary reads what it knows of them.
 const SECTIONS: [&str; 5] = ["broker", "registry", "worker", "scaler", "gateway"];
@@ -99,21 +101,39 @@ fn load_with<T: DeserializeOwned>(
 
 /// The configuration as TOML, with secrets masked.
 pub fn show(config: &impl Serialize) -> String {
-    let text = toml::to_string_pretty(config).unwrap_or_else(|error| format!("# cannot be shown: {error}"));
-    let masked = text.lines().map(|line| match line.split_once("://") {
-        Some((scheme, rest)) if rest.contains('@') => {
-            let (secret, host) = rest.rsplit_once('@').unwrap_or_default();
-            let user = secret.split_once(':').map_or("***".to_owned(), |(user, _)| format!("{user}:***"));
-            format!("{scheme}://{user}@{host}")
-        }
-        _ => match line.split_once(" = ") {
-            Some((key, _)) if ["secret", "password", "token", "access_key"].iter().any(|word| key.contains(word)) => {
-                format!("{key} = \"***\"")
-            }
-            _ => line.to_owned(),
-        },
+    let shown = toml::Table::try_from(config).and_then(|table| {
+        let table: toml::Table = table.into_iter().map(|(key, value)| mask(vec![key], value)).collect();
+        toml::to_string_pretty(&table)
     });
-    masked.map(|line| line + "\n").collect()
+    shown.unwrap_or_else(|error| format!("# cannot be shown: {error}\n"))
+}
+
+/// The last key of `path`, and its value as people may see it.
+fn mask(path: Vec<String>, value: Value) -> (String, Value) {
+    let keys: Vec<&str> = path.iter().map(String::as_str).collect();
+    let shown = match (&keys[..], value) {
+        (_, Value::Table(table)) => {
+            let entries = table.into_iter().map(|(key, value)| mask([path.clone(), vec![key]].concat(), value));
+            Value::Table(entries.collect())
+        }
+        // Of a command its program; among its arguments there may be anything.
+        (["scaler", "when_short"], Value::Array(words)) => {
+            let program = words.first().cloned();
+            program.into_iter().chain(words.iter().skip(1).map(|_| shown::MASK.into())).collect::<Vec<_>>().into()
+        }
+        (_, Value::Array(values)) => {
+            values.into_iter().map(|value| mask(path.clone(), value).1).collect::<Vec<_>>().into()
+        }
+        (["registry", "options", name], value) => {
+            // Whoever wrote a number meant it as text.
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            shown::option(name, &text).into_owned().into()
+        }
+        ([.., "url" | "management"], Value::String(text)) => shown::url(&text).into(),
+        (_, Value::String(text)) if text.contains("://") => shown::url(&text).into(),
+        (_, value) => value,
+    };
+    (path.last().cloned().unwrap_or_default(), shown)
 }
 
 #[cfg(test)]
@@ -172,11 +192,40 @@ mod tests {
 
     #[test]
     fn secrets_are_masked() {
-        let whole = Whole { worker: Section { url: "nats://u:secret@h:1".into(), ..Section::default() } };
-        assert!(show(&whole).contains("nats://u:***@h:1"), "{}", show(&whole));
-        assert!(!show(&whole).contains("secret"));
-        let options = std::collections::BTreeMap::from([("aws_secret_access_key", "hush"), ("aws_region", "here")]);
-        let shown = show(&options);
-        assert!(shown.contains("aws_region = \"here\"") && !shown.contains("hush"), "{shown}");
+        let text = r#"
+            [broker]
+            url = "nats://hush1@h1:4222,nats://hush2@h2:4222"
+            management = "https://user:hush3@host:15671"
+            credentials = "/etc/sluice/worker.creds"
+            [registry]
+            url = "s3://key:hush4@bucket/x"
+            [registry.options]
+            azure_storage_account_key = "hush5"
+            google_service_account_key = '{"private_key": "hush6"}'
+            aws_secret_access_key = """hush7
+            hush8"""
+            aws_region = "here"
+            [scaler]
+            when_short = ["/opt/grow", "--token", "hush9"]
+            groups = [{ name = "a", weight = 1.0 }]
+            [worker]
+            labels = { page = "http://user:hush10@host", zone = "a" }
+        "#;
+        let config: toml::Table = text.parse().expect("it parses");
+        let shown = show(&config);
+        assert!(!shown.contains("hush"), "{shown}");
+        let shown: toml::Table = shown.parse().expect("it can be read again");
+        for (section, key, value) in [
+            ("broker", "url", "nats://***@h1:4222,nats://***@h2:4222"),
+            ("broker", "management", "https://user:***@host:15671/"),
+            ("broker", "credentials", "/etc/sluice/worker.creds"),
+            ("registry", "url", "s3://key:***@bucket/x"),
+        ] {
+            assert_eq!(shown[section][key].as_str(), Some(value), "{section}.{key}");
+        }
+        assert_eq!(shown["registry"]["options"]["aws_region"].as_str(), Some("here"));
+        assert_eq!(shown["scaler"]["when_short"][0].as_str(), Some("/opt/grow"));
+        assert_eq!(shown["scaler"]["groups"], config["scaler"]["groups"]);
+        assert_eq!(shown["worker"]["labels"]["zone"].as_str(), Some("a"));
     }
 }

@@ -14,7 +14,7 @@ use sluice_worker::package::Package;
 use tch::{CModule, Device, Kind, Tensor};
 
 fn main() -> Result<()> {
-    engine::prepare_process(false);
+    engine::prepare_process(false, &[])?;
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (folder, slots, seconds, only) = match &arguments[..] {
         [folder, slots, seconds] => (folder, slots, seconds, None),

@@ -1,8 +1,10 @@
 // What the engine needs of libtorch and torch-sys does not bind: what a module's `forward` takes and writes, constant devices, tensors of
-// any layout made plain, and what a model prints. Every function catches what libtorch throws and hands its text out by `error`.
+// any layout made plain, what a model prints, and which operators its code may name. Every function catches what libtorch throws and hands
+// its text out by `error`.
 
 #include <cstring>
 #include <set>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -10,6 +12,7 @@
 #include <c10/util/Exception.h>
 #include <torch/csrc/jit/ir/alias_analysis.h>
 #include <torch/csrc/jit/passes/inliner.h>
+#include <torch/csrc/jit/runtime/operator.h>
 #include <torch/csrc/jit/runtime/print_handler.h>
 #include <torch/script.h>
 
@@ -23,6 +26,18 @@ using torch::jit::Node;
 using torch::jit::Value;
 
 char *text(const std::string &value) { return strdup(value.c_str()); }
+
+bool holds_text(const c10::TypePtr &type) {
+  if (type->kind() == c10::TypeKind::StringType) {
+    return true;
+  }
+  for (const auto &contained : type->containedTypes()) {
+    if (holds_text(contained)) {
+      return true;
+    }
+  }
+  return false;
+}
 
 // Runs `body`, and gives `nothing` and the error's text where it throws.
 template <class Body> auto guarded(char **error, Body body) -> decltype(body()) {
@@ -266,5 +281,40 @@ void sluice_on_print(void (*handler)(const char *)) {
 void sluice_on_warning() {
   static Warnings warnings;
   c10::WarningUtils::set_warning_handler(&warnings);
+}
+
+// The operators that models' code may name, one line each: its name, and behind a tab `text` if it takes some. A name may stand there more
+// than once.
+char *sluice_operators(char **error) {
+  return guarded(error, [&]() -> char * {
+    std::string lines;
+    for (const auto &one : torch::jit::getAllOperators()) {
+      const auto &schema = one->schema();
+      bool takes_text = false;
+      for (const auto &argument : schema.arguments()) {
+        takes_text = takes_text || holds_text(argument.type());
+      }
+      lines += schema.name() + (takes_text ? "\ttext\n" : "\n");
+    }
+    return text(lines);
+  });
+}
+
+// Takes operators away from models' code, for all of this process: code that names one cannot be loaded. `names` has one in each line.
+// libtorch's own code goes on using them.
+void sluice_forget(const char *names, char **error) {
+  guarded(error, [&]() -> int {
+    std::set<std::string> forgotten;
+    std::string name;
+    for (std::istringstream lines{names}; std::getline(lines, name);) {
+      forgotten.insert(name);
+    }
+    for (const auto &one : torch::jit::getAllOperators()) {
+      if (forgotten.count(one->schema().name())) {
+        torch::jit::deregisterOperator(one->schema());
+      }
+    }
+    return 0;
+  });
 }
 }

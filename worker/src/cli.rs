@@ -31,7 +31,7 @@ pub enum Command {
 }
 
 /// Loads a package and runs random rows of the manifest's shapes at growing batch sizes, as slots would; prints what it measured and
-/// what follows. Floats are from 0 to 1, integers are 0 or 1; sizes that vary are taken as `sizes` says, else as 8 or as `padding` says.
+/// what follows. A package is code: check one from a stranger only where it may do no harm. Floats are from 0 to 1, integers are 0 or 1; sizes that vary are taken as `sizes` says, else as 8 or as `padding` says.
 #[derive(Args)]
 pub struct Check {
     /// The folder with model.toml
@@ -45,6 +45,9 @@ pub struct Check {
     /// Write the recommendation into model.toml
     #[arg(long)]
     write: bool,
+    /// An operator that models may use though it may reach outside of them, as `worker.allow_operators` has it for hosts
+    #[arg(long, value_name = "NAME")]
+    allow_operator: Vec<String>,
     /// Print JSON for machines
     #[arg(long)]
     json: bool,
@@ -54,7 +57,7 @@ impl Check {
     /// Runs it.
     pub fn run(&self) -> Result<()> {
         let options = self;
-        engine::prepare_process(false);
+        engine::prepare_process(false, &options.allow_operator)?;
         let device = options.device.as_deref().map(engine::Device::parse).transpose();
         let device = device.map_err(|reason| anyhow::anyhow!("--device {reason}"))?;
         let report = check::check(&options.package, device, options.largest.max(1), &|what| eprintln!("{what}"))?;

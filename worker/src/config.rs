@@ -1,6 +1,7 @@
 //! The worker's configuration.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -44,6 +45,9 @@ pub struct WorkerConfig {
     pub drain_time: Duration,
     /// libtorch's profiling executor: slower first calls; some models with control flow run faster after them.
     pub jit_profiling: bool,
+    /// Operators that models may use though they may reach outside of the model, such as `aten::from_file`: for packages that are trusted as
+    /// much as the worker itself.
+    pub allow_operators: Vec<String>,
     /// How often the registry is looked at, should the signal that something changed be lost.
     #[serde(with = "humantime_serde")]
     pub registry_poll: Duration,
@@ -83,6 +87,21 @@ fn one() -> usize {
     1
 }
 
+/// Where copies of packages are kept, as far as the configuration and the environment say: what is in a folder that others share, such as
+/// that for temporary files, they could change.
+fn cache_folder(configured: &Path, variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, String> {
+    if !configured.as_os_str().is_empty() {
+        return Ok(configured.to_owned());
+    }
+    let named = |name| variable(name).map(PathBuf::from).filter(|folder| folder.is_absolute());
+    let folder = named("XDG_CACHE_HOME").or_else(|| Some(named("HOME")?.join(".cache")));
+    let folder = folder.ok_or(
+        "`worker.cache` is not set, and neither XDG_CACHE_HOME nor HOME says where this user's cache is: name a folder of \
+         this worker's own, such as `/var/cache/sluice/packages`",
+    );
+    Ok(folder?.join("sluice/packages"))
+}
+
 /// What an entry of `[[worker.slots]]` serves.
 pub enum Served<'c> {
     /// A folder; it does not change.
@@ -114,13 +133,9 @@ impl SlotConfig {
 
 impl WorkerConfig {
     /// Where copies of packages are kept.
-    pub fn cache_folder(&self) -> PathBuf {
-        if !self.cache.as_os_str().is_empty() {
-            return self.cache.clone();
-        }
-        let own = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-        let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
-        own.or_else(home).unwrap_or_else(std::env::temp_dir).join("sluice/packages")
+    pub fn cache_folder(&self) -> Result<PathBuf, ConfigError> {
+        cache_folder(&self.cache, |name| std::env::var_os(name))
+            .map_err(|fault| ConfigError::new("configuration", vec![fault]))
     }
 }
 
@@ -134,6 +149,7 @@ impl Default for WorkerConfig {
             log_format: LogFormat::default(),
             drain_time: Duration::from_secs(30),
             jit_profiling: false,
+            allow_operators: Vec::new(),
             registry_poll: Duration::from_secs(15),
             cache: PathBuf::new(),
             cache_mib: 20 * 1024,
@@ -176,6 +192,12 @@ impl Config {
                 ));
             }
         }
+        let fetches = self.worker.slots.is_empty() || self.worker.slots.iter().any(|slot| slot.model.is_some());
+        if let Err(fault) = cache_folder(&self.worker.cache, |name| std::env::var_os(name))
+            && fetches
+        {
+            faults.push(fault);
+        }
         if faults.is_empty() { Ok(()) } else { Err(ConfigError::new("configuration", faults)) }
     }
 
@@ -196,5 +218,34 @@ impl Config {
         }
         let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         if name.trim().is_empty() { "unnamed-host".into() } else { name.trim().into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_admin_port_is_for_this_machine_unless_somebody_says_otherwise() {
+        assert!(WorkerConfig::default().admin.ip().is_loopback());
+    }
+
+    #[test]
+    fn copies_of_packages_are_kept_in_the_users_own_folder_and_nowhere_else() {
+        let found = |configured: &str, variables: &[(&str, &str)]| {
+            let variable =
+                |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+            cache_folder(Path::new(configured), variable).map(|folder| folder.display().to_string())
+        };
+        let (home, own, shared) = (("HOME", "/home/a"), ("XDG_CACHE_HOME", "/c"), ("TMPDIR", "/tmp"));
+        assert_eq!(found("/var/cache/sluice", &[home]).as_deref(), Ok("/var/cache/sluice"));
+        assert_eq!(found("", &[home, own]).as_deref(), Ok("/c/sluice/packages"));
+        assert_eq!(found("", &[home, ("XDG_CACHE_HOME", "")]).as_deref(), Ok("/home/a/.cache/sluice/packages"));
+        for nowhere in
+            [&[shared][..], &[shared, ("HOME", "")], &[shared, ("HOME", "here"), ("XDG_CACHE_HOME", "there")]]
+        {
+            let told = found("", nowhere).expect_err("there is no such folder");
+            assert!(told.contains("`worker.cache` is not set"), "{told}");
+        }
     }
 }

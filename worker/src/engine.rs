@@ -7,6 +7,7 @@ pub(crate) mod cuda;
 pub mod example;
 mod gather;
 mod native;
+mod operators;
 mod pieces;
 mod scatter;
 mod script;
@@ -123,12 +124,13 @@ pub fn gpus() -> usize {
     usize::try_from(tch::Cuda::device_count()).unwrap_or(0)
 }
 
-/// Prepares the process, before any thread uses an engine.
-pub fn prepare_process(jit_profiling: bool) {
+/// Prepares the process, before any thread uses an engine. `allow_operators` are those that models may name beside the ones that compute.
+pub fn prepare_process(jit_profiling: bool, allow_operators: &[String]) -> Result<(), EngineError> {
     tune_allocator();
     tch::set_num_threads(1);
     tch::jit::set_profiling_mode(jit_profiling);
     native::catch_prints();
+    operators::confine(allow_operators)
 }
 
 /// Activations of some megabytes are otherwise returned to the kernel after every call and faulted in again.

@@ -59,6 +59,7 @@ pub async fn follow_registry(
     reserved: Vec<ModelName>,
     host: &Arc<Host>,
 ) -> Result<Following> {
+    let cache = Cache::open(config.worker.cache_folder()?, config.worker.cache_mib * 1024 * 1024)?;
     let registry = sluice_registry::open(&config.registry, options).await.context("cannot open the registry")?;
     let (asks, asked) = mpsc::unbounded_channel();
     let mut names = Vec::new();
@@ -98,8 +99,7 @@ pub async fn follow_registry(
         found: sender,
     };
     spawn_vital("registry", &host.draining, directory.follow(names, asked, look, host.draining.clone()));
-    let cache = Arc::new(Cache::new(config.worker.cache_folder(), config.worker.cache_mib * 1024 * 1024));
-    Ok(Following { found, looked, registry, cache, slots })
+    Ok(Following { found, looked, registry, cache: Arc::new(cache), slots })
 }
 
 impl Following {

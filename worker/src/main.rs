@@ -29,7 +29,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     }
     let Some(config) = arguments.config.load(Config::check)? else { return Ok(ExitCode::SUCCESS) };
     telemetry::start(&config.worker.log, config.worker.log_format)?;
-    engine::prepare_process(config.worker.jit_profiling);
+    engine::prepare_process(config.worker.jit_profiling, &config.worker.allow_operators)?;
     // One thread moves messages; models run on slots' threads. More would only take cores from them.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let exit = runtime.block_on(async { sluice_worker::run(config, shutdown::on_signal()?, |_| ()).await })?;

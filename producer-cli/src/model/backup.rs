@@ -40,10 +40,10 @@ pub async fn export(desk: &Desk, models: Vec<ModelName>, output: &Path, overwrit
     Ok(ExitCode::SUCCESS)
 }
 
-pub async fn import(desk: &Desk, archive: &Path) -> Result<ExitCode> {
+pub async fn import(desk: &Desk, archive: &Path, largest: u64) -> Result<ExitCode> {
     let size = std::fs::metadata(archive).map_or(0, |meta| meta.len());
     let bar = desk.bytes(size, "importing");
-    let imported = sluice_registry::import(&desk.registry, archive, &|bytes| bar.inc(bytes)).await;
+    let imported = sluice_registry::import(&desk.registry, archive, largest, &|bytes| bar.inc(bytes)).await;
     bar.finish_and_clear();
     let models = imported?;
     desk.identify().await?;

@@ -12,6 +12,8 @@ use sluice_core::ModelName;
 /// the model's newest revision: which version, with which profile, started or stopped. Every change writes a revision; workers act on it
 /// within a second, the new being ready before the old drains. A rollback is a revision that takes up an earlier one.
 ///
+/// A package is code, and every host runs it with the rights of its worker: deploy and import only what you trust that far.
+///
 /// Examples:
 ///   sluice model deploy models/digits --start --wait
 ///   sluice model profile set digits batching.max_rows=64 batching.max_delay=2ms
@@ -98,11 +100,14 @@ pub enum ModelCommand {
         #[arg(long)]
         overwrite: bool,
     },
-    /// Bring back the models of an archive that `export` wrote
+    /// Bring back the models of an archive that `export` wrote. They are code that runs on your hosts: only from whom you trust
     Import {
         /// The archive
         #[arg(value_name = "FILE.tar")]
         archive: PathBuf,
+        /// What its files may have together, in MiB
+        #[arg(long, default_value_t = 32 * 1024, value_name = "MIB")]
+        largest: u64,
     },
 }
 

@@ -8,6 +8,8 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use sluice_core::{JobId, ModelName};
 
+use crate::common;
+
 /// What is kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Journal {
@@ -125,7 +127,8 @@ impl Journal {
         let mut fresh = path.as_os_str().to_owned();
         fresh.push(".new");
         let failed = || format!("cannot write `{}`", path.display());
-        std::fs::write(&fresh, serde_json::to_vec_pretty(self)?)
+        // Whoever knows its secret knows the ids of its requests.
+        common::write_private(Path::new(&fresh), &serde_json::to_vec_pretty(self)?)
             .inspect_err(|_| drop(std::fs::remove_file(&fresh)))
             .with_context(failed)?;
         std::fs::rename(&fresh, path).with_context(failed)

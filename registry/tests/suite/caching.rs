@@ -14,7 +14,7 @@ fn m() -> ModelName {
 
 pub async fn a_package_is_fetched_once_and_a_damaged_copy_again(rig: &Rig) -> Result<()> {
     rig.registry.publish(&rig.package("m", b"weights", "")?, None, &|_| ()).await?;
-    let cache = Cache::new(rig.folder().join("cache"), u64::MAX);
+    let cache = Cache::open(rig.folder().join("cache"), u64::MAX)?;
     let folder = cache.package(&rig.registry, &m(), "1").await?;
     let file = folder.folder().join("model.pt");
     assert_eq!(std::fs::read(&file)?, b"weights");
@@ -39,7 +39,7 @@ pub async fn what_is_damaged_in_the_registry_is_an_error_that_names_the_file(rig
     std::fs::write(&file, b"weightz")?;
     let weights = package.files.iter().find(|file| file.path == "model.pt").expect("the weights");
     rig.registry.store().upload(&format!("blobs/m/{}", weights.sha256), &file, &|_| ()).await?;
-    let cache = Cache::new(rig.folder().join("cache"), u64::MAX);
+    let cache = Cache::open(rig.folder().join("cache"), u64::MAX)?;
     let text = cache.package(&rig.registry, &m(), "1").await.expect_err("damaged").to_string();
     assert!(text.contains("file `model.pt` of model `m` version `1` is damaged"), "{text}");
     assert!(!rig.folder().join("cache/m/1/model.pt").exists());
@@ -51,7 +51,7 @@ pub async fn the_least_recently_used_goes_first(rig: &Rig) -> Result<()> {
         let weights = version.repeat(10_000);
         rig.registry.publish(&rig.package("m", weights.as_bytes(), "")?, Some(version), &|_| ()).await?;
     }
-    let cache = Cache::new(rig.folder().join("cache"), 25_000);
+    let cache = Cache::open(rig.folder().join("cache"), 25_000)?;
     // Version 1 is used again before the third comes: the second goes.
     for version in ["1", "2", "1", "3"] {
         cache.package(&rig.registry, &m(), version).await?;

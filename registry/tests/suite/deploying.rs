@@ -126,7 +126,7 @@ pub async fn a_removed_model_leaves_nothing(rig: &Rig) -> Result<()> {
     assert!(rig.registry.versions(&m()).await?.is_empty());
     // It can come back, and begins anew.
     assert_eq!(rig.deploy(&package, None).await?.number, 1);
-    let cache = sluice_registry::Cache::new(rig.folder().join("cache"), u64::MAX);
+    let cache = sluice_registry::Cache::open(rig.folder().join("cache"), u64::MAX)?;
     let fetched = cache.package(&rig.registry, &m(), "1").await?;
     assert_eq!(std::fs::read(fetched.folder().join("model.pt"))?, b"weights");
     Ok(())

@@ -212,6 +212,31 @@ fn outputs_without_values_or_rows_are_refused_by_name() -> Result<()> {
 }
 
 #[test]
+fn a_model_whose_code_reaches_outside_is_not_loaded() -> Result<()> {
+    // In a branch that no check comes to, and by a name that is not the operator's own.
+    let body = [
+        "y = x",
+        "if torch.gt(torch.size(x, 0), 100000):",
+        "  t = torch",
+        "  y = torch.to(t.from_file(\"/etc/hostname\", False, 4, dtype=0), 6)",
+        "else:",
+        "  pass",
+        "return y",
+    ];
+    let said = of(&body, &[])?.expect_err("it is refused");
+    assert!(said.contains("the model's code uses the operator `aten::from_file`"), "{said}");
+    assert!(said.contains("worker.allow_operators = [\"aten::from_file\"]"), "{said}");
+    let folder = tempfile::tempdir()?;
+    let script = Script { signature: "x: Tensor) -> Tensor", body: &body, manifest: FOUR };
+    let package = script.write(folder.path(), "m")?;
+    let mut allowed = Command::new(binaries::path("sluice-worker")?);
+    allowed.arg("check").arg(&package).args(["--largest", "1", "--allow-operator", "aten::from_file"]);
+    let output = allowed.output()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+#[test]
 fn what_a_model_prints_does_not_get_into_the_report() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let body = ["print(\"hello from the model\")", "return torch.mul(x, 2)"];

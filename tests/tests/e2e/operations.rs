@@ -98,6 +98,30 @@ pub async fn configuration_faults_are_told_with_their_keys(kind: Kind) -> Result
     Ok(())
 }
 
+#[test]
+fn a_worker_keeps_no_copies_of_packages_in_a_folder_that_others_share() -> Result<()> {
+    let mut worker = std::process::Command::new(binaries::path("sluice-worker")?);
+    worker.arg("--check-config").env_remove("HOME").env_remove("XDG_CACHE_HOME");
+    let output = worker.output()?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && text.contains("`worker.cache` is not set"), "{text}");
+    assert!(worker.env("SLUICE_WORKER__CACHE", "/var/cache/sluice").output()?.status.success());
+    Ok(())
+}
+
+#[test]
+fn no_log_shows_a_password() -> Result<()> {
+    let stack = Stack::start(Kind::Nats)?;
+    let mut command = stack.cli_command(&["model", "list"])?;
+    command.env("RUST_LOG", "trace,async_nats::connector=trace");
+    command.env("SLUICE_BROKER", stack.server.url().replace("nats://", "nats://somebody:hunter2@"));
+    let output = command.output()?;
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(log.contains("DEBUG async_nats"), "the client is heard otherwise: {log}");
+    assert!(!log.contains("hunter2"), "{log}");
+    Ok(())
+}
+
 pub async fn a_second_signal_ends_at_once(kind: Kind) -> Result<()> {
     let mut stack = Stack::start(kind)?;
     // A batch that outlives any patience.

@@ -1,7 +1,8 @@
-//! `native/shim.cpp`, which binds what torch-sys does not: what `forward` takes and writes, tensors made plain, what models print.
+//! `native/shim.cpp`, which binds what torch-sys does not: what `forward` takes and writes, tensors made plain, what models print,
+//! and which operators there are.
 
 use std::collections::BTreeMap;
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr;
 
 use tch::{TchError, Tensor};
@@ -15,6 +16,8 @@ unsafe extern "C" {
     fn sluice_plain(tensor: *mut c_void, copy: bool, error: *mut *mut c_char) -> *mut c_void;
     fn sluice_on_print(handler: unsafe extern "C" fn(*const c_char));
     fn sluice_on_warning();
+    fn sluice_operators(error: *mut *mut c_char) -> *mut c_char;
+    fn sluice_forget(names: *const c_char, error: *mut *mut c_char);
 }
 
 /// What is known of a module's `forward` before it runs.
@@ -134,6 +137,24 @@ pub(super) fn catch_prints() {
 pub(super) fn catch_warnings() {
     // SAFETY: what handles them lives as long as the process.
     unsafe { sluice_on_warning() }
+}
+
+/// The operators that models' code may name, and whether each takes text. A name may come more than once.
+pub(super) fn operators() -> Result<Vec<(String, bool)>, TchError> {
+    // SAFETY: what it reads is libtorch's own, behind a lock.
+    let lines = take(call(|error| unsafe { sluice_operators(error) })?);
+    let entries = lines.lines().map(|line| match line.split_once('\t') {
+        Some((name, _)) => (name.to_owned(), true),
+        None => (line.to_owned(), false),
+    });
+    Ok(entries.collect())
+}
+
+/// Takes operators away from models' code. Not while models are loaded.
+pub(super) fn forget(names: &[String]) -> Result<(), TchError> {
+    let names = CString::new(names.join("\n"))?;
+    // SAFETY: the text is terminated and outlives the call.
+    call(|error| unsafe { sluice_forget(names.as_ptr(), error) })
 }
 
 /// So many lines of a slot are worth everybody's attention; the rest is there for who looks for it.

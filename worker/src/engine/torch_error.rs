@@ -15,7 +15,7 @@ pub(super) fn explain(error: &TchError) -> EngineError {
         TchError::Torch(text) => text.clone(),
         other => other.to_string(),
     };
-    let message = cut(&first_line(&text), SHOWN);
+    let message = super::operators::refusal(&text).unwrap_or_else(|| cut(&first_line(&text), SHOWN));
     EngineError { blame: blame(&text), message, detail: cut(&text, LOGGED) }
 }
 
