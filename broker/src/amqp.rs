@@ -28,7 +28,7 @@ use bytes::Bytes;
 
 use sluice_core::broker::{
     Broker, Capabilities, Consumer, DeadLetter, LaneDepth, Leadership, Limited, QueueLimits, Receipt, Replied, Replies,
-    Reply, Result, Signals, Submission,
+    Reply, Result, Signals, Stored, Submission,
 };
 use sluice_core::settings::{Apply, Settings};
 use sluice_core::{JobId, ModelName, ReplyTo, RequestId};
@@ -86,6 +86,10 @@ impl Broker for Amqp {
 
     async fn reply(&self, to: &ReplyTo, reply: &Reply) -> Result<Replied> {
         reply::send(&self.link, to, reply).await
+    }
+
+    async fn storage(&self) -> Result<Vec<Stored>> {
+        manage::stored(&self.link).await
     }
 
     async fn depth(&self, model: &ModelName) -> Result<Vec<LaneDepth>> {

@@ -18,6 +18,7 @@ mod publish;
 mod pull;
 mod queue;
 mod reply;
+mod room;
 mod settings;
 mod settle;
 mod signal;
@@ -34,7 +35,7 @@ use tokio::sync::watch;
 
 use sluice_core::broker::{
     Broker, Capabilities, Consumer, DeadLetter, LaneDepth, Leadership, Limited, QueueLimits, Receipt, Replied, Replies,
-    Reply, Result, Signals, Submission,
+    Reply, Result, Signals, Stored, Submission,
 };
 use sluice_core::settings::{Apply, Settings};
 use sluice_core::{JobId, ModelName, ReplyTo, RequestId};
@@ -107,6 +108,10 @@ impl Broker for Nats {
 
     async fn reply(&self, to: &ReplyTo, reply: &Reply) -> Result<Replied> {
         reply::send(self, to, reply).await
+    }
+
+    async fn storage(&self) -> Result<Vec<Stored>> {
+        room::read(self).await
     }
 
     async fn depth(&self, model: &ModelName) -> Result<Vec<LaneDepth>> {

@@ -26,7 +26,7 @@ pub struct Options {
     pub tls_certificate: Option<PathBuf>,
     /// This client's private key.
     pub tls_key: Option<PathBuf>,
-    /// This and the next four are the deployment's ([`Settings`]): what is said here counts if this program is the first to come.
+    /// This and the next seven are the deployment's ([`Settings`]): what is said here counts if this program is the first to come.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replicas: Option<usize>,
     /// See [`Settings::hold_time`].
@@ -41,6 +41,15 @@ pub struct Options {
     /// See [`Settings::dead_letters_kept`].
     #[serde(with = "humantime_serde::option", skip_serializing_if = "Option::is_none")]
     pub dead_letters_kept: Option<Duration>,
+    /// See [`Settings::results_mib`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub results_mib: Option<u64>,
+    /// See [`Settings::dead_letters_mib`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dead_letters_mib: Option<u64>,
+    /// See [`Settings::queue_mib`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_mib: Option<u64>,
     /// RabbitMQ's management API, `http://user:password@host:15672`: AMQP alone can neither list queues nor set their lengths.
     /// By default it is looked for at the broker's host with its credentials, on port 15672 (`amqps`: https on 15671).
     pub management: Option<String>,
@@ -81,6 +90,9 @@ impl Default for Options {
             dedupe_window: None,
             results_kept: None,
             dead_letters_kept: None,
+            results_mib: None,
+            dead_letters_mib: None,
+            queue_mib: None,
             management: None,
             largest_message: 8 * 1024 * 1024,
             patience: Patience::default(),
@@ -114,6 +126,9 @@ impl Options {
             dedupe_window: self.dedupe_window.unwrap_or(over.dedupe_window),
             results_kept: self.results_kept.unwrap_or(over.results_kept),
             dead_letters_kept: self.dead_letters_kept.unwrap_or(over.dead_letters_kept),
+            results_mib: self.results_mib.unwrap_or(over.results_mib),
+            dead_letters_mib: self.dead_letters_mib.unwrap_or(over.dead_letters_mib),
+            queue_mib: self.queue_mib.unwrap_or(over.queue_mib),
         }
     }
 

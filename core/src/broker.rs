@@ -208,6 +208,17 @@ pub struct LaneDepth {
     pub read_at: SystemTime,
 }
 
+/// What something that stores messages holds, and may hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// Its name on the broker.
+    pub name: String,
+    /// Bytes that it holds.
+    pub bytes: u64,
+    /// Bytes that it may hold; `None` if nothing bounds it.
+    pub limit: Option<u64>,
+}
+
 /// A caller's end: replies as they arrive.
 #[async_trait]
 pub trait Replies: Send {
@@ -311,6 +322,9 @@ pub trait Broker: Send + Sync {
 
     /// Sends an answer; a durable one is stored when this returns.
     async fn reply(&self, to: &ReplyTo, reply: &Reply) -> Result<Replied>;
+
+    /// What Sluice's queues, results and records hold, as far as the broker tells this user.
+    async fn storage(&self) -> Result<Vec<Stored>>;
 
     /// How far each lane lags.
     async fn depth(&self, model: &ModelName) -> Result<Vec<LaneDepth>>;

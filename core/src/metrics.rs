@@ -144,6 +144,30 @@ pub const SCALER_ROUND_SECONDS: Metric = Metric {
     buckets: SECONDS,
 };
 
+/// Gauge: what the broker stores.
+pub const STORAGE_BYTES: Metric = Metric {
+    name: "sluice_storage_bytes",
+    help: "Bytes that a queue, or what stores results, dead letters or records, holds; of the scaler that leads, and as far as the broker tells",
+    labels: &["store"],
+    buckets: &[],
+};
+
+/// Gauge: what the broker may store.
+pub const STORAGE_LIMIT_BYTES: Metric = Metric {
+    name: "sluice_storage_limit_bytes",
+    help: "Bytes that it may hold: a full queue refuses requests, of results and dead letters the oldest are removed; absent where nothing bounds it",
+    labels: &["store"],
+    buckets: &[],
+};
+
 /// The scaler's.
-pub const SCALER: [Metric; 6] =
-    [SCALER_SLOTS, SCALER_LAG_ROWS, SCALER_TROUBLES, SCALER_HOSTS, SCALER_LEADS, SCALER_ROUND_SECONDS];
+pub const SCALER: [Metric; 8] = [
+    SCALER_SLOTS,
+    SCALER_LAG_ROWS,
+    SCALER_TROUBLES,
+    SCALER_HOSTS,
+    SCALER_LEADS,
+    SCALER_ROUND_SECONDS,
+    STORAGE_BYTES,
+    STORAGE_LIMIT_BYTES,
+];

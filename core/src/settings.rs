@@ -19,6 +19,12 @@ pub struct Settings {
     pub results_kept: Duration,
     /// How long dead letters are kept.
     pub dead_letters_kept: Duration,
+    /// MiB of durable results: beyond that, the oldest are removed before their time.
+    pub results_mib: u64,
+    /// MiB of dead letters, likewise.
+    pub dead_letters_mib: u64,
+    /// MiB of each model's queue: beyond that, it is full.
+    pub queue_mib: u64,
 }
 
 /// Whether what exists is to be made as the settings say, or only to be compared.
@@ -38,18 +44,26 @@ impl Default for Settings {
             dedupe_window: Duration::from_secs(120),
             results_kept: Duration::from_secs(24 * 3600),
             dead_letters_kept: Duration::from_secs(14 * 24 * 3600),
+            // Together with some ten queues less than the 8 GB that a developer's broker has.
+            results_mib: 4096,
+            dead_letters_mib: 1024,
+            queue_mib: 512,
         }
     }
 }
 
 /// NATS allows no more copies.
 const MOST_REPLICAS: usize = 5;
+/// The least that a store of messages can be of use with, since one message may have 8 MiB.
+pub const LEAST_MIB: u64 = 8;
+/// One pebibyte: more than a broker has.
+const MOST_MIB: u64 = 1 << 30;
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 impl Settings {
     /// Each setting under its key, which is that of the `[broker]` section, as text that [`Settings::set`] takes.
-    pub fn pairs(&self) -> [(&'static str, String); 5] {
+    pub fn pairs(&self) -> [(&'static str, String); 8] {
         let time = |time: Duration| humantime::format_duration(time).to_string();
         [
             ("replicas", self.replicas.to_string()),
@@ -57,6 +71,9 @@ impl Settings {
             ("dedupe_window", time(self.dedupe_window)),
             ("results_kept", time(self.results_kept)),
             ("dead_letters_kept", time(self.dead_letters_kept)),
+            ("results_mib", self.results_mib.to_string()),
+            ("dead_letters_mib", self.dead_letters_mib.to_string()),
+            ("queue_mib", self.queue_mib.to_string()),
         ]
     }
 
@@ -69,6 +86,9 @@ impl Settings {
                     replicas.ok_or_else(|| format!("`replicas` is `{value}`: a number from 1 to {MOST_REPLICAS}"))?;
                 return Ok(());
             }
+            "results_mib" => return mib(&mut self.results_mib, key, value),
+            "dead_letters_mib" => return mib(&mut self.dead_letters_mib, key, value),
+            "queue_mib" => return mib(&mut self.queue_mib, key, value),
             "hold_time" => &mut self.hold_time,
             "dedupe_window" => &mut self.dedupe_window,
             "results_kept" => &mut self.results_kept,
@@ -102,6 +122,9 @@ impl Settings {
             dedupe_window: self.dedupe_window.clamp(SHORTEST, LONGEST),
             results_kept: kept(self.results_kept),
             dead_letters_kept: kept(self.dead_letters_kept),
+            results_mib: self.results_mib.clamp(LEAST_MIB, MOST_MIB),
+            dead_letters_mib: self.dead_letters_mib.clamp(LEAST_MIB, MOST_MIB),
+            queue_mib: self.queue_mib.clamp(LEAST_MIB, MOST_MIB),
         }
     }
 
@@ -116,6 +139,12 @@ impl Settings {
         let mut tried = Self::default();
         self.pairs().into_iter().filter_map(|(key, value)| tried.set(key, &value).err()).collect()
     }
+}
+
+fn mib(place: &mut u64, key: &str, value: &str) -> Result<(), String> {
+    let mib = value.parse().ok().filter(|mib| (LEAST_MIB..=MOST_MIB).contains(mib));
+    *place = mib.ok_or_else(|| format!("`{key}` is `{value}`: a number of MiB from {LEAST_MIB} to {MOST_MIB}"))?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -158,6 +187,8 @@ mod tests {
             ("hold_time", "0s", "1s or more"),
             ("hold_time", "soon", "such as 30s"),
             ("copies", "3", "a deployment has replicas, hold_time"),
+            ("queue_mib", "0", "from 8 to"),
+            ("results_mib", "4GB", "a number of MiB"),
         ] {
             let refused = settings.set(key, value).expect_err(key);
             assert!(refused.contains(told), "{refused}");

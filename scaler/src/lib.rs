@@ -18,6 +18,7 @@ mod run;
 pub mod share;
 mod shortage;
 pub mod simulation;
+mod storage;
 
 pub use decide::{Bound, Decision, Demand, History, Lag, Need, Reason, Scaling, Step, decide};
 pub use run::run;

@@ -14,6 +14,8 @@ pub struct Metrics {
     pub hosts: Gauge,
     pub leads: Gauge,
     pub round: Histogram,
+    pub storage_bytes: GaugeVec,
+    pub storage_limits: GaugeVec,
 }
 
 impl Metrics {
@@ -39,6 +41,8 @@ impl Metrics {
             hosts: gauge(names::SCALER_HOSTS)?,
             leads: gauge(names::SCALER_LEADS)?,
             round,
+            storage_bytes: family(names::STORAGE_BYTES)?,
+            storage_limits: family(names::STORAGE_LIMIT_BYTES)?,
         })
     }
 
@@ -82,6 +86,8 @@ mod tests {
         metrics.slots.with_label_values(&["m", "wanted"]).set(1.0);
         metrics.lag.with_label_values(&["m"]).set(1.0);
         metrics.troubles.with_label_values(&["m"]).set(1.0);
+        metrics.storage_bytes.with_label_values(&["RESULTS"]).set(1.0);
+        metrics.storage_limits.with_label_values(&["RESULTS"]).set(1.0);
         let families = registry.gather();
         for metric in names::SCALER {
             assert!(families.iter().any(|family| family.name() == metric.name), "{} is missing", metric.name);

@@ -30,6 +30,7 @@ use crate::metrics::Metrics;
 use crate::queues::Queues;
 use crate::record::{Line, Recorder};
 use crate::shortage::Shortage;
+use crate::storage::Storage;
 
 /// The office that one scaler holds.
 const OFFICE: &str = "scaler";
@@ -101,6 +102,14 @@ pub async fn run(
         began,
     };
     spawn_vital("registry", &stop, follower.follow(ears.clone()));
+
+    let storage = Storage {
+        broker: Arc::clone(&broker),
+        leads: metrics.leads.clone(),
+        bytes: metrics.storage_bytes.clone(),
+        limits: metrics.storage_limits.clone(),
+    };
+    spawn_vital("storage", &stop, storage.watch(ears.clone()));
 
     let mut scaler = Scaler {
         queues: Queues::default(),

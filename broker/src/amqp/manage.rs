@@ -6,22 +6,25 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use sluice_core::ModelName;
-use sluice_core::broker::{BrokerError, Limited, QueueLimits, Result};
+use sluice_core::broker::{BrokerError, Limited, QueueLimits, Result, Stored};
 
 use super::connect::Link;
 use super::error::told;
+use super::settings;
 
 /// Commands promise an answer within 3 s.
 const PATIENCE: Duration = Duration::from_millis(2500);
 
 /// Sets the length of each of a model's lanes by a policy, which can be changed in place.
 pub(super) async fn limit(link: &Link, model: &ModelName, limits: &QueueLimits) -> Result<Limited> {
+    // As the length, the bytes are of each lane.
+    let bytes = settings::current(link).await?.queue_mib << 20;
     let policy = json!({
         "pattern": format!("^infer\\.{model}\\.(high|normal|low)$"),
         "apply-to": "queues",
         // Above those that an operator has for all models.
         "priority": 10,
-        "definition": { "max-length": limits.length },
+        "definition": { "max-length": limits.length, "max-length-bytes": bytes },
     });
     let api = Api::of(link).await?;
     let url = format!("{}/api/policies/{}/sluice.{model}", api.base, api.vhost);
@@ -66,8 +69,29 @@ pub(super) async fn ages(link: &Link) -> Result<Vec<(String, String)>> {
     Ok(listed.into_iter().filter_map(age).collect())
 }
 
-/// How long streams of a kind, `results` or `dead`, are kept by Sluice's policy, if there is one.
-pub(super) async fn kept(link: &Link, kind: &str) -> Result<Option<String>> {
+/// What Sluice's queues hold, as far as RabbitMQ counts bytes: of streams it does not.
+pub(super) async fn stored(link: &Link) -> Result<Vec<Stored>> {
+    #[derive(Deserialize)]
+    struct Queue {
+        name: String,
+        message_bytes: Option<u64>,
+        effective_policy_definition: Option<Value>,
+    }
+    let api = Api::of(link).await?;
+    let columns = "name,message_bytes,effective_policy_definition";
+    let url = format!("{}/api/queues/{}?columns={columns}", api.base, api.vhost);
+    let listed = async { api.client.get(url).send().await?.error_for_status()?.json::<Vec<Queue>>().await };
+    let listed = listed.await.map_err(|error| failed("listing queues", error))?;
+    let stored = |queue: Queue| {
+        let limit = queue.effective_policy_definition.and_then(|policy| policy.get("max-length-bytes")?.as_u64());
+        let ours = queue.name.starts_with("infer.");
+        Some(Stored { bytes: queue.message_bytes.filter(|_| ours)?, name: queue.name, limit })
+    };
+    Ok(listed.into_iter().filter_map(stored).collect())
+}
+
+/// How long streams of a kind, `results` or `dead`, are kept by Sluice's policy, and in how many bytes, if there is one.
+pub(super) async fn kept(link: &Link, kind: &str) -> Result<Option<(String, Option<u64>)>> {
     let api = Api::of(link).await?;
     let url = format!("{}/api/policies/{}/sluice.kept.{kind}", api.base, api.vhost);
     let read = async {
@@ -78,16 +102,20 @@ pub(super) async fn kept(link: &Link, kind: &str) -> Result<Option<String>> {
         }
     };
     let policy = read.await.map_err(|error| failed("reading a policy", error))?;
-    Ok(policy.and_then(|policy| Some(policy["definition"]["max-age"].as_str()?.to_owned())))
+    let read = |policy: Value| {
+        let definition = &policy["definition"];
+        Some((definition["max-age"].as_str()?.to_owned(), definition["max-length-bytes"].as_u64()))
+    };
+    Ok(policy.and_then(read))
 }
 
 /// Sets that policy.
-pub(super) async fn keep(link: &Link, kind: &str, age: &str) -> Result<()> {
+pub(super) async fn keep(link: &Link, kind: &str, age: &str, bytes: u64) -> Result<()> {
     let policy = json!({
         "pattern": format!("^{kind}\\."),
         "apply-to": "queues",
         "priority": 10,
-        "definition": { "max-age": age },
+        "definition": { "max-age": age, "max-length-bytes": bytes },
     });
     let api = Api::of(link).await?;
     let url = format!("{}/api/policies/{}/sluice.kept.{kind}", api.base, api.vhost);

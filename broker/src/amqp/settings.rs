@@ -80,17 +80,27 @@ pub(super) async fn store(link: &Link, settings: &Settings) -> Result<()> {
 pub(super) async fn apply(link: &Link, settings: &Settings, apply: Apply) -> Result<Vec<String>> {
     let ages = manage::ages(link).await?;
     let mut changes = Vec::new();
-    for (kind, kept) in [("results", settings.results_kept), ("dead", settings.dead_letters_kept)] {
+    for (kind, kept, mib) in [
+        ("results", settings.results_kept, settings.results_mib),
+        ("dead", settings.dead_letters_kept, settings.dead_letters_mib),
+    ] {
         let wanted = names::age(kept);
         let policy = manage::kept(link, kind).await?;
         let of_kind = || ages.iter().filter(|(name, _)| name.starts_with(&format!("{kind}.")));
         let longer = of_kind().any(|(_, age)| seconds(age).is_none_or(|age| age > kept.as_secs()));
-        let raised = policy.as_deref().and_then(seconds).is_some_and(|policy| policy != kept.as_secs());
-        if (policy.is_none() && longer) || raised {
-            let before = policy.map_or("none".to_owned(), |policy| format!("max-age {policy}"));
-            changes.push(format!("policy `sluice.kept.{kind}`: {before} -> max-age {wanted}"));
+        let other = policy.as_ref().is_some_and(|(age, bytes)| {
+            seconds(age).is_some_and(|age| age != kept.as_secs()) || *bytes != Some(mib << 20)
+        });
+        // Only a policy bounds bytes: without one, the setting is nowhere yet, unless it is the one that nobody has asked for.
+        let bounded = policy.is_none() && mib != mib_of(kind, &Settings::default());
+        if (policy.is_none() && longer) || other || bounded {
+            let of = |age: &str, bytes: Option<u64>| {
+                format!("max-age {age}{}", bytes.map_or(String::new(), |bytes| format!(", {} MiB", bytes >> 20)))
+            };
+            let before = policy.map_or("none".to_owned(), |(age, bytes)| of(&age, bytes));
+            changes.push(format!("policy `sluice.kept.{kind}`: {before} -> {}", of(&wanted, Some(mib << 20))));
             if apply == Apply::Change {
-                manage::keep(link, kind, &wanted).await?;
+                manage::keep(link, kind, &wanted, mib << 20).await?;
             }
         }
         for (name, age) in of_kind() {
@@ -102,6 +112,10 @@ pub(super) async fn apply(link: &Link, settings: &Settings, apply: Apply) -> Res
         }
     }
     Ok(changes)
+}
+
+fn mib_of(kind: &str, settings: &Settings) -> u64 {
+    if kind == "results" { settings.results_mib } else { settings.dead_letters_mib }
 }
 
 /// `90s`, as Sluice writes it.

@@ -11,7 +11,7 @@ use sluice_core::{Lane, ModelName};
 
 use super::error::other;
 use super::settings::{config_of, streams};
-use super::{Nats, names, queue};
+use super::{Nats, names, queue, room};
 
 /// The server takes no longer window than a stream keeps its messages.
 const KEPT: [&str; 3] = [names::RESULTS, names::DEAD, names::GIVEN_BACK];
@@ -46,7 +46,12 @@ async fn stream(nats: &Nats, config: &Config, wanted: &Config, apply: Apply) -> 
     let name = &config.name;
     if apply == Apply::Change {
         let updated = nats.jetstream.update_stream(wanted).await;
-        updated.map_err(|error| nats.explained(other(format!("changing stream `{name}`"), error)))?;
+        updated.map_err(|error| match room::is_lacking(&error) {
+            true => BrokerError::Unusable(format!(
+                "stream `{name}`: the broker has not so much room ({change}): `max_file_store` of its configuration is to be more"
+            )),
+            false => nats.explained(other(format!("changing stream `{name}`"), error)),
+        })?;
     }
     Ok(Some(format!("stream `{name}`: {change}")))
 }
@@ -98,7 +103,7 @@ fn as_wanted(config: &Config, settings: &Settings) -> Option<Config> {
     if !model && !names::SHARED.contains(&name) {
         return None;
     }
-    let mut wanted = Config { num_replicas: settings.replicas, ..config.clone() };
+    let mut wanted = room::bounded(Config { num_replicas: settings.replicas, ..config.clone() }, settings);
     match name {
         names::RESULTS => wanted.max_age = settings.results_kept,
         names::DEAD => wanted.max_age = settings.dead_letters_kept,
@@ -123,6 +128,13 @@ fn told(before: &Config, after: &Config) -> Option<String> {
     if before.duplicate_window != after.duplicate_window {
         changes.push(format!("dedupe_window {:?} -> {:?}", before.duplicate_window, after.duplicate_window));
     }
+    let room = |config: &Config| match config.max_bytes {
+        ..=0 => "unlimited".to_owned(),
+        bytes => format!("{} MiB", bytes >> 20),
+    };
+    if room(before) != room(after) {
+        changes.push(format!("room {} -> {}", room(before), room(after)));
+    }
     (!changes.is_empty()).then(|| changes.join(", "))
 }
 
@@ -141,11 +153,16 @@ mod tests {
         let wanted = as_wanted(&stream(names::RESULTS), &settings).expect("it is ours");
         assert_eq!(
             told(&stream(names::RESULTS), &wanted).as_deref(),
-            Some("copies 1 -> 3, kept 3600s -> 60s, dedupe_window 120s -> 60s")
+            Some("copies 1 -> 3, kept 3600s -> 60s, dedupe_window 120s -> 60s, room unlimited -> 4096 MiB")
         );
-        for bucket in ["KV_SLUICE_REGISTRY", "OBJ_SLUICE_PACKAGES", "KV_SLUICE_LEADERS", "GIVEN_BACK"] {
+        for (bucket, room) in [
+            ("KV_SLUICE_REGISTRY", ""),
+            ("OBJ_SLUICE_PACKAGES", ""),
+            ("KV_SLUICE_LEADERS", ", room unlimited -> 8 MiB"),
+            ("GIVEN_BACK", ", room unlimited -> 16 MiB"),
+        ] {
             let wanted = as_wanted(&stream(bucket), &settings).expect("it is ours");
-            assert_eq!(told(&stream(bucket), &wanted).as_deref(), Some("copies 1 -> 3"), "{bucket}");
+            assert_eq!(told(&stream(bucket), &wanted), Some(format!("copies 1 -> 3{room}")), "{bucket}");
         }
         let model =
             as_wanted(&stream("INFER_m"), &Settings { dedupe_window: Duration::from_secs(9), ..settings.clone() });

@@ -13,7 +13,7 @@ use sluice_core::broker::{BrokerError, Leadership, Result};
 use sluice_core::settings::Settings;
 
 use super::error::other;
-use super::{Nats, names, settings};
+use super::{Nats, names, room, settings};
 use crate::Patience;
 
 /// How long the key outlives its last renewal.
@@ -31,15 +31,16 @@ pub(super) async fn ensure_bucket(nats: &Nats, settings: &Settings) -> Result<()
     // Nobody lowers copies in passing.
     let there = match nats.stream(&stream).await {
         Err(BrokerError::Denied(_)) => None,
-        found => found?.map(|there| there.num_replicas),
+        found => found?,
     };
-    if there.is_some_and(|copies| copies >= settings.replicas) {
+    if there.as_ref().is_some_and(|there| there.num_replicas >= settings.replicas) {
         return Ok(());
     }
     let bucket = kv::Config {
         bucket: names::LEADERS.into(),
         max_age: LEASE,
         num_replicas: settings.replicas,
+        max_bytes: there.as_ref().map_or(room::bytes(room::LEADERS_MIB), |there| there.max_bytes),
         ..Default::default()
     };
     let operation = format!("STREAM.{}.{stream}", if there.is_some() { "UPDATE" } else { "CREATE" });

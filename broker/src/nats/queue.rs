@@ -13,7 +13,7 @@ use sluice_core::settings::Settings;
 use sluice_core::{Lane, ModelName};
 
 use super::error::{api_code, other};
-use super::{Nats, lead, names, settings};
+use super::{Nats, lead, names, room, settings};
 
 type PullConsumer = async_nats::jetstream::consumer::Consumer<pull::Config>;
 
@@ -38,7 +38,8 @@ pub(super) async fn ensure(nats: &Nats, model: &ModelName, limits: &QueueLimits)
         ..durable(&settings)
     };
     let stream = work.name.clone();
-    let limited = ensure_stream(nats, work).await.map_err(|error| only_a_manager(error, model))?;
+    let limited =
+        ensure_stream(nats, room::bounded(work, &settings)).await.map_err(|error| only_a_manager(error, model))?;
     for lane in Lane::ALL {
         ensure_consumer(nats, &stream, lane_consumer(model, lane, settings.hold_time))
             .await
@@ -109,7 +110,7 @@ pub(super) async fn ensure_shared(nats: &Nats, settings: &Settings) -> Result<()
         waivers,
     ] {
         // Of these, limits are the settings' business: whoever changes these applies them.
-        _ = ensure_stream(nats, stream).await?;
+        _ = ensure_stream(nats, room::bounded(stream, settings)).await?;
     }
     match lead::ensure_bucket(nats, settings).await {
         // No business of whoever serves.
@@ -130,13 +131,8 @@ async fn ensure_stream(nats: &Nats, config: Config) -> Result<Limited> {
         found => found?,
     };
     let Some(there) = there else {
-        let made = nats.allowed(&format!("STREAM.CREATE.{name}"), nats.jetstream.create_stream(config.clone())).await?;
-        return match made {
-            Ok(_) => Ok(Limited::AsAsked),
-            // Another was first.
-            Err(error) if api_code(&error) == Some(ErrorCode::STREAM_NAME_EXIST) => Ok(Limited::AsAsked),
-            Err(error) => Err(nats.explained(other(format!("creating stream `{name}`"), error))),
-        };
+        room::make(nats, config).await?;
+        return Ok(Limited::AsAsked);
     };
     let wanted = settings::no_less(config, &there);
     if is_as(&there, &wanted) {

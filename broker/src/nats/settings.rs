@@ -159,15 +159,24 @@ async fn found(nats: &Nats) -> Settings {
     if let Ok(Ok(listed)) = tokio::time::timeout(PATIENCE, self::streams(nats)).await {
         streams.extend(listed.into_iter().filter(|name| !names::SHARED.contains(&name.as_str())));
     }
-    let (mut copies, mut window, mut hold_time) = (None, None, None);
+    let (mut copies, mut window, mut hold_time, mut queue_mib) = (None, None, None, None);
+    // What is not bounded yet is to be.
+    let mib = |bytes: i64| u64::try_from(bytes).ok().filter(|bytes| *bytes > 0).map(|bytes| bytes >> 20);
     for name in streams {
         let Some(config) = config_of(nats, &name).await else { continue };
         copies = copies.max(Some(config.num_replicas));
         match name.as_str() {
-            names::RESULTS => settings.results_kept = config.max_age,
-            names::DEAD => settings.dead_letters_kept = config.max_age,
+            names::RESULTS => {
+                settings.results_kept = config.max_age;
+                settings.results_mib = mib(config.max_bytes).unwrap_or(settings.results_mib);
+            }
+            names::DEAD => {
+                settings.dead_letters_kept = config.max_age;
+                settings.dead_letters_mib = mib(config.max_bytes).unwrap_or(settings.dead_letters_mib);
+            }
             _ if names::model_of_stream(&name).is_some() => {
                 window = window.max(Some(config.duplicate_window));
+                queue_mib = queue_mib.max(mib(config.max_bytes));
                 let consumer = nats.jetstream.get_consumer_from_stream(Lane::Normal.as_str(), &name);
                 let consumer: Option<Consumer<pull::Config>> =
                     tokio::time::timeout(PATIENCE, consumer).await.ok().and_then(|consumer| consumer.ok());
@@ -177,6 +186,7 @@ async fn found(nats: &Nats) -> Settings {
         }
     }
     settings.replicas = copies.unwrap_or(settings.replicas);
+    settings.queue_mib = queue_mib.unwrap_or(settings.queue_mib);
     settings.dedupe_window = window.unwrap_or(settings.dedupe_window);
     settings.hold_time = hold_time.unwrap_or(settings.hold_time);
     settings.within_bounds()
@@ -201,7 +211,8 @@ pub(super) fn no_less(wanted: Config, there: &Config) -> Config {
         true => Duration::ZERO,
         false => wanted.max_age.max(there.max_age),
     };
-    Config { num_replicas: wanted.num_replicas.max(there.num_replicas), max_age, ..wanted }
+    // Less room removes what is stored, and more may not be there.
+    Config { num_replicas: wanted.num_replicas.max(there.num_replicas), max_age, max_bytes: there.max_bytes, ..wanted }
 }
 
 impl Nats {
@@ -232,6 +243,9 @@ mod tests {
         assert_eq!((kept.num_replicas, kept.max_age), (3, Duration::from_secs(3600)));
         let longer = Config { max_age: Duration::from_secs(9999), num_replicas: 5, ..stream(names::DEAD) };
         assert_eq!(no_less(longer.clone(), &there), longer);
+        let bounded = Config { max_bytes: 1 << 20, ..stream(names::DEAD) };
+        assert_eq!(no_less(bounded.clone(), &there).max_bytes, there.max_bytes, "what is stored is not removed");
+        assert_eq!(no_less(stream(names::DEAD), &bounded).max_bytes, 1 << 20);
         let forever = Config { max_age: Duration::ZERO, ..there };
         assert_eq!(no_less(stream(names::DEAD), &forever).max_age, Duration::ZERO);
     }

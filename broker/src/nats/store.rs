@@ -16,7 +16,7 @@ use tokio::sync::OnceCell;
 use sluice_core::BrokerError;
 use sluice_core::store::{Moved, Result, Store, StoreError};
 
-use super::Nats;
+use super::{Nats, room};
 
 const RECORDS: &str = "SLUICE_REGISTRY";
 const BLOBS: &str = "SLUICE_PACKAGES";
@@ -71,14 +71,20 @@ impl NatsStore {
                 return Ok(store);
             }
             let replicas = self.replicas(RECORDS).await?;
-            let config = kv::Config {
+            let config = |mib| kv::Config {
                 bucket: RECORDS.into(),
                 description: "Sluice: packages' contents and models' revisions".into(),
                 num_replicas: replicas,
+                max_bytes: room::bytes(mib),
                 ..Default::default()
             };
             let operation = format!("STREAM.CREATE.KV_{RECORDS}");
-            let made = self.nats.allowed(&operation, self.nats.jetstream.create_key_value(config)).await;
+            let make =
+                async |mib| self.nats.allowed(&operation, self.nats.jetstream.create_key_value(config(mib))).await;
+            let made = match make(room::RECORDS_MIB).await {
+                Ok(Err(error)) if room::is_lacking(&error) => make(room::LEAST_RECORDS_MIB).await,
+                made => made,
+            };
             let made = made.map_err(|error| self.failed(format!("opening the bucket `{RECORDS}`"), error))?;
             made.map_err(|error| self.failed(format!("opening the bucket `{RECORDS}`"), error))
         };

@@ -90,7 +90,9 @@ contract! {
     start settings:
         who_comes_first_says_the_settings_until_somebody_changes_them,
         a_deployment_without_settings_gets_those_that_it_has,
-        a_hold_time_changes_under_a_worker_that_runs_or_is_none;
+        a_hold_time_changes_under_a_worker_that_runs_or_is_none,
+        a_queue_is_full_of_bytes_and_leaves_others_their_room,
+        where_there_is_not_room_for_all_the_first_leaves_some;
     start leading:
         another_leads_with_a_greater_term_when_the_holder_dies;
     alone leading:

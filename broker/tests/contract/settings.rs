@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use sluice_broker::{Options, connect};
-use sluice_core::Lane;
-use sluice_core::broker::{BrokerError, QueueLimits, Settlement};
+use sluice_core::broker::{BrokerError, QueueLimits, Reply, Settlement};
+use sluice_core::codec::ContentType;
 use sluice_core::settings::{Apply, Settings};
+use sluice_core::{Lane, ReplyTo};
 
 use crate::rig::{self, Rig, model, next, request};
 
@@ -91,5 +92,77 @@ pub async fn a_hold_time_changes_under_a_worker_that_runs_or_is_none(rig: &mut d
     let again = tokio::time::timeout(Duration::from_secs(7), another.next()).await;
     assert!(!matches!(again, Ok(Ok(_))), "it was delivered again though it is held");
     delivery.hold.settle(Settlement::Done).await?;
+    Ok(())
+}
+
+/// Bytes that are stored of what a name begins with, and how many may be.
+async fn stored(broker: &std::sync::Arc<dyn sluice_core::Broker>, prefix: &str) -> Result<(u64, Option<u64>)> {
+    let stored = broker.storage().await?;
+    let of = stored.iter().filter(|of| of.name.starts_with(prefix));
+    Ok(of.fold((0, None), |(bytes, limit), of| (bytes + of.bytes, limit.or(of.limit))))
+}
+
+pub async fn a_queue_is_full_of_bytes_and_leaves_others_their_room(rig: &mut dyn Rig) -> Result<()> {
+    let broker = connect(&Options { queue_mib: Some(8), results_mib: Some(8), ..rig.options() }).await?;
+    let limits = QueueLimits { length: 1_000_000, message_bytes: 4 << 20 };
+    let _ = broker.ensure_queue(&model(), &limits).await?;
+    let body = bytes::Bytes::from(vec![0_u8; 1 << 20]);
+    let mut taken = 0;
+    let refused = loop {
+        let mut submission = request(&format!("r{taken}"));
+        submission.body = body.clone();
+        match broker.submit(submission).await {
+            // Where a limit takes effect a little later.
+            Ok(_) if taken < 40 => taken += 1,
+            Ok(_) => anyhow::bail!("40 MiB are taken"),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, BrokerError::QueueFull(_)), "{refused:?}");
+    assert!((7..=24).contains(&taken), "{taken} MiB are taken");
+    if !broker.capabilities().exact_length {
+        return Ok(());
+    }
+    assert_eq!(taken, 7, "the eighth is not: what is said of each takes room too");
+    let (bytes, limit) = stored(&broker, "INFER_").await?;
+    assert!(bytes > 7 << 20 && limit == Some(8 << 20), "{bytes} of {limit:?}");
+    // Of results the oldest make room.
+    let to = ReplyTo::Results { job: "job-1".parse()?, inbox: None };
+    for number in 0..20 {
+        let (id, content_type, body) = (format!("r{number}").parse()?, ContentType::Json, body.clone());
+        let _ = broker.reply(&to, &Reply { id, error: None, content_type, body, traceparent: None }).await?;
+    }
+    let (bytes, limit) = stored(&broker, "RESULTS").await?;
+    assert!(bytes <= 8 << 20 && bytes > 6 << 20 && limit == Some(8 << 20), "{bytes} of {limit:?}");
+    // What was allowed changes for what is there.
+    let more = Settings { queue_mib: 16, ..broker.settings().await? };
+    broker.store_settings(&more).await?;
+    let changes = broker.apply_settings(&more, Apply::Change).await?;
+    assert!(changes.len() == 1 && changes[0].contains("room 8 MiB -> 16 MiB"), "{changes:?}");
+    broker.submit(sluice_core::broker::Submission { body, ..request("one-more") }).await?;
+    Ok(())
+}
+
+pub async fn where_there_is_not_room_for_all_the_first_leaves_some(rig: &mut dyn Rig) -> Result<()> {
+    // A pebibyte of results, on a disk that has less.
+    let broker = connect(&Options { results_mib: Some(1 << 30), ..rig.options() }).await?;
+    let _ = broker.ensure_queue(&model(), &LIMITS).await?;
+    if !broker.capabilities().exact_length {
+        return Ok(());
+    }
+    let settings = broker.settings().await?;
+    for (store, mib) in [("DEAD", settings.dead_letters_mib), ("INFER_", settings.queue_mib), ("KV_SLUICE_LEADERS", 8)]
+    {
+        assert_eq!(stored(&broker, store).await?.1, Some(mib << 20), "{store}");
+    }
+    let results = stored(&broker, "RESULTS").await?.1;
+    assert!(results.is_some_and(|bytes| (8 << 20..8 << 30).contains(&bytes)), "{results:?}");
+    // What is lacking is told, and nobody takes it from others by asking again.
+    let differs = broker.apply_settings(&settings, Apply::Look).await?;
+    assert!(differs.len() == 1 && differs[0].contains("`RESULTS`: room"), "{differs:?}");
+    let failed = broker.apply_settings(&settings, Apply::Change).await.expect_err("it is not there").to_string();
+    assert!(failed.contains("`RESULTS`") && failed.contains("max_file_store"), "{failed}");
+    let _ = broker.ensure_queue(&"other".parse()?, &LIMITS).await?;
+    assert_eq!(stored(&broker, "RESULTS").await?.1, results);
     Ok(())
 }
