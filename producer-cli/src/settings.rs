@@ -55,6 +55,12 @@ async fn set(broker: &dyn Broker, wanted: &[String], json: bool) -> Result<()> {
     let changes = broker.apply_settings(&settings, Apply::Change).await;
     let changes =
         changes.context("the settings are stored, but not all that exists is so yet: `sluice settings set` goes on")?;
+    // Brokers store the newest, whatever it was changed from.
+    if let Some(lost) = overruled(&settings, &broker.settings().await?) {
+        bail!(
+            "somebody else set settings at the same time, and those hold: {lost}; what exists may be so in part: run this again"
+        );
+    }
     if json {
         println!("{}", json!({ "settings": as_json(&settings), "changed": changes }));
         return Ok(());
@@ -69,6 +75,13 @@ async fn set(broker: &dyn Broker, wanted: &[String], json: bool) -> Result<()> {
         println!("everything that exists is so");
     }
     Ok(())
+}
+
+/// What is otherwise than it was stored just now.
+fn overruled(stored: &Settings, now: &Settings) -> Option<String> {
+    let differences = stored.differences(now).into_iter();
+    let lost: Vec<String> = differences.map(|(key, ours, theirs)| format!("{key} is {theirs}, not {ours}")).collect();
+    (!lost.is_empty()).then(|| lost.join(", "))
 }
 
 /// All or nothing of what was asked for.
@@ -99,6 +112,13 @@ fn as_json(settings: &Settings) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_somebody_else_set_at_the_same_time_is_told() {
+        let ours = Settings { replicas: 3, ..Settings::default() };
+        assert_eq!(overruled(&ours, &ours), None);
+        assert_eq!(overruled(&ours, &Settings::default()).as_deref(), Some("replicas is 1, not 3"));
+    }
 
     #[test]
     fn all_faults_are_told_and_nothing_is_half_set() {

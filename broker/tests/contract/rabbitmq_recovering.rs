@@ -6,7 +6,6 @@ use std::time::Duration;
 use anyhow::Result;
 use bytes::Bytes;
 use sluice_broker::{Options, connect};
-use sluice_core::Lane;
 use sluice_core::broker::{Broker, BrokerError, Limited, QueueLimits, Settlement, Submission};
 use xtask::rabbitmq::RabbitServer;
 
@@ -83,21 +82,6 @@ async fn a_channel_that_the_server_closes_costs_only_what_closed_it() -> Result<
         assert_eq!((id(&delivery).as_str(), delivery.charged), ("small", 0));
         delivery.hold.settle(Settlement::Done).await?;
     }
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn many_that_are_submitted_at_once_to_a_new_place_do_not_go_one_by_one() -> Result<()> {
-    let rig = rig::AmqpRig::start()?;
-    let broker = rig::with_queue(&rig).await?;
-    let mut took = Vec::new();
-    for lane in [Lane::Normal, Lane::Normal] {
-        let began = std::time::Instant::now();
-        rig::fill(&broker, lane, 2000).await?;
-        took.push(began.elapsed());
-    }
-    // The second time the place is known.
-    assert!(took[0] < 3 * took[1] + Duration::from_millis(500), "{took:?}");
     Ok(())
 }
 
