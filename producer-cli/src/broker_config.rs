@@ -25,9 +25,14 @@ pub fn run(options: &BrokerConfig) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The environment variable that holds a user's password.
+fn variable(user: &str) -> String {
+    format!("SLUICE_{}_PASSWORD", user.to_uppercase().replace('-', "_"))
+}
+
 /// The password that the environment has for a user, or a new one, which is told beside the file: that holds its hash alone.
 fn secret(user: &str) -> rabbitmq::Secret {
-    let variable = format!("SLUICE_{}_PASSWORD", user.to_uppercase().replace('-', "_"));
+    let variable = variable(user);
     let password = std::env::var(&variable).ok().filter(|password| !password.is_empty()).unwrap_or_else(|| {
         let password = uuid::Uuid::new_v4().simple().to_string();
         eprintln!("{variable}={password}");
@@ -44,8 +49,12 @@ fn check(options: &BrokerConfig) -> Result<()> {
         if JobId::of(Some(name), "-").is_err() {
             bail!("`{name}` cannot be a user here: 1 to 64 of A-Z, a-z, 0-9, _ and -");
         }
-        if seen.contains(name) {
-            bail!("there would be two users `{name}`: each has a name of its own, and {} are taken", TAKEN.join(", "));
+        if let Some(other) = seen.iter().find(|other| variable(other) == variable(name)) {
+            bail!(
+                "users `{other}` and `{name}` would have one password, `{}`: each needs a name of its own, whatever its case, and {} are taken",
+                variable(name),
+                TAKEN.join(", ")
+            );
         }
         seen.push(name.clone());
     }
@@ -63,7 +72,19 @@ mod tests {
             check(&BrokerConfig { kind: BrokerKind::Nats, producers, workers: vec!["worker".into()] })
         };
         assert!(check(&["web", "batch-2"]).is_ok());
-        for bad in [&["a.b"][..], &["*"], &[">"], &[""], &["a b"], &["manager"], &["worker"], &["a", "a"]] {
+        for bad in [
+            &["a.b"][..],
+            &["*"],
+            &[">"],
+            &[""],
+            &["a b"],
+            &["manager"],
+            &["worker"],
+            &["a", "a"],
+            &["a", "A"],
+            &["a-1", "a_1"],
+            &["Worker"],
+        ] {
             assert!(check(bad).is_err(), "{bad:?}");
         }
     }

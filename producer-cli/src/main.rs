@@ -48,6 +48,7 @@ mod exit {
 }
 
 fn main() -> ExitCode {
+    sluice_service::stack::prepare_process();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {

@@ -5,11 +5,14 @@ use std::process::ExitCode;
 use clap::Parser;
 use sluice_core::print;
 
+use crate::stack;
+
 /// The command line was wrong: `EX_USAGE` of sysexits.h, as the command line `sluice` has it.
 const USAGE: u8 = 64;
 
 /// Reads the command line, runs, and tells what went wrong.
 pub fn main<T: Parser>(run: impl FnOnce(T) -> anyhow::Result<ExitCode>) -> ExitCode {
+    stack::prepare_process();
     let code = match T::try_parse() {
         Ok(arguments) => run(arguments).unwrap_or_else(|error| {
             print::note(format_args!("Error: {error:?}\n"));

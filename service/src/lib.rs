@@ -9,5 +9,6 @@ pub mod command;
 pub mod config;
 pub mod describe;
 pub mod shutdown;
+pub mod stack;
 pub mod tasks;
 pub mod telemetry;

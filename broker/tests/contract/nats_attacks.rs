@@ -1,14 +1,17 @@
 //! What a malicious holder of a role tries on the production files, one test for each kind. What is promised in `docs/security.md` is
 //! proved here.
 
+use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
-use sluice_broker::open_store;
+use sluice_broker::{Options, connect, open_store};
 use sluice_core::JobId;
 use sluice_core::broker::{BrokerError, QueueLimits};
+
+use xtask::nats::NatsServer;
 
 use crate::nats_roles::{Production, answered};
 use crate::rig::{self, SOON, model, request};
@@ -218,5 +221,34 @@ async fn only_a_manager_makes_or_changes_what_stores() -> Result<()> {
     let scaler = production.connect("scaler").await?;
     let refused = scaler.ensure_queue(&"other".parse()?, &QueueLimits { length: 1, message_bytes: 1 }).await;
     assert!(matches!(refused, Err(BrokerError::Denied(_))), "{refused:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_ill_formed_request_does_not_keep_the_scaler_from_seeing_how_much_waits() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let server = NatsServer::start("dev.conf", folder.path(), &[])?;
+    let scaler = connect(&Options::new(server.url(), "scaler")).await?;
+    _ = scaler.ensure_queue(&model(), &QueueLimits { length: 100, message_bytes: 4096 }).await?;
+    // The server takes headers without a look at them: a line without a colon ends the connection of whoever reads it.
+    let headers = "NATS/1.0\r\nfoo\r\n\r\n";
+    let size = headers.len();
+    let mut raw = std::net::TcpStream::connect(("127.0.0.1", server.port()))?;
+    let hello = r#"CONNECT {"verbose":false,"headers":true}"#;
+    write!(raw, "{hello}\r\nHPUB infer.digits.normal {size} {}\r\n{headers}body\r\nPING\r\n", size + 4)?;
+    let deadline = tokio::time::Instant::now() + SOON;
+    loop {
+        let depth = scaler.depth(&model()).await?;
+        if depth[1].ready.clone().known() == Some(1) {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{depth:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for _ in 0..3 {
+        let depth = scaler.depth(&model()).await?;
+        assert_eq!(depth[1].ready.clone().known(), Some(1), "{depth:?}");
+        assert!(depth[1].oldest.clone().known().is_some_and(|age| age > Duration::ZERO), "{depth:?}");
+    }
     Ok(())
 }

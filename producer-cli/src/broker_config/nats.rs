@@ -17,7 +17,7 @@ fn repeated(text: &str, role: &str, names: &[String]) -> String {
 }
 
 fn named(block: &str, role: &str, name: &str) -> String {
-    let variable = |name: &str| format!("$SLUICE_{}_PASSWORD", name.to_uppercase().replace('-', "_"));
+    let variable = |name: &str| format!("${}", super::variable(name));
     block
         .replace(&format!("user: {role},"), &format!("user: \"{name}\","))
         .replace(&variable(role), &variable(name))
