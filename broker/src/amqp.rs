@@ -16,6 +16,7 @@ mod settings;
 mod settle;
 mod share;
 mod signal;
+mod size;
 mod sources;
 mod standing;
 mod stream;
@@ -62,6 +63,10 @@ impl Broker for Amqp {
             tells_age: false,
             reads_results_from_the_first: true,
         }
+    }
+
+    fn largest_message(&self) -> usize {
+        usize::try_from(self.link.options.largest_message).unwrap_or(usize::MAX)
     }
 
     async fn ensure_queue(&self, model: &ModelName, limits: &QueueLimits) -> Result<Limited> {

@@ -85,6 +85,10 @@ impl Broker for Nats {
         }
     }
 
+    fn largest_message(&self) -> usize {
+        self.client.max_payload()
+    }
+
     async fn ensure_queue(&self, model: &ModelName, limits: &QueueLimits) -> Result<Limited> {
         queue::ensure(self, model, limits).await
     }

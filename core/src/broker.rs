@@ -16,7 +16,7 @@ use crate::{Envelope, ErrorCode, JobId, Lane, ModelName, ReplyTo, RequestId};
 mod dead;
 mod error;
 
-pub use dead::{DeadLetter, Death};
+pub use dead::{DeadLetter, Death, shortened};
 pub use error::BrokerError;
 
 /// What a broker operation may end with.
@@ -303,6 +303,9 @@ pub trait Broker: Send + Sync {
 
     /// What this broker can do.
     fn capabilities(&self) -> Capabilities;
+
+    /// About how many bytes a message may have: nothing larger can be sent, so nothing larger need be made.
+    fn largest_message(&self) -> usize;
 
     /// Creates a model's queue, or changes its limits in place. Idempotent.
     async fn ensure_queue(&self, model: &ModelName, limits: &QueueLimits) -> Result<Limited>;

@@ -1,10 +1,12 @@
 //! Open Inference Protocol v2 bodies as MessagePack or JSON, to and from messages in memory.
 //! In MessagePack a tensor's data may be one `bin`, which is shared with the body and not copied.
 
+mod bounds;
 mod data;
 mod encode;
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -12,6 +14,7 @@ use bytes::{Bytes, BytesMut};
 use serde::Deserialize;
 
 use crate::{Datatype, ErrorCode, Failure, InferRequest, InferResponse, Tensor};
+use bounds::{Few, Named};
 use data::WireData;
 
 /// How a body is encoded. A reply uses the encoding of its request.
@@ -57,14 +60,20 @@ impl FromStr for ContentType {
 
 /// Nested arrays are taken as deep as a tensor may have dimensions, and a little more for what surrounds them.
 const MAX_DEPTH: usize = 32;
+/// More tensors than any model takes or gives; a bound on what a body can cost.
+const MOST_TENSORS: usize = 1024;
+/// More dimensions than a tensor may have, so that one with too many is refused in the words of the tensor.
+const MOST_DIMENSIONS: usize = 64;
+/// The longest refusal that tells what stands in a body instead of what should: it may quote it.
+const LONGEST_COMPLAINT: usize = 400;
 
 #[derive(Deserialize)]
 struct WireRequest<'a> {
     #[serde(borrow)]
-    inputs: Vec<WireTensor<'a>>,
+    inputs: Few<Named<WireTensor<'a>>, MOST_TENSORS>,
     /// Some encoders write what is not given as null.
     #[serde(borrow, default)]
-    outputs: Option<Vec<WireOutput<'a>>>,
+    outputs: Option<Few<Named<WireOutput<'a>>, MOST_TENSORS>>,
 }
 
 #[derive(Deserialize)]
@@ -73,7 +82,7 @@ struct WireTensor<'a> {
     name: Cow<'a, str>,
     #[serde(borrow)]
     datatype: Cow<'a, str>,
-    shape: Vec<i64>,
+    shape: Few<i64, MOST_DIMENSIONS>,
     #[serde(borrow)]
     data: WireData<'a>,
 }
@@ -93,7 +102,7 @@ struct WireResponse<'a> {
     #[serde(borrow, default)]
     id: Cow<'a, str>,
     #[serde(borrow)]
-    outputs: Vec<WireTensor<'a>>,
+    outputs: Few<Named<WireTensor<'a>>, MOST_TENSORS>,
 }
 
 #[derive(Deserialize)]
@@ -112,38 +121,42 @@ struct WireError<'a> {
 
 /// Reads a request. The error says what is wrong and where, for its sender.
 pub fn decode_request(content_type: ContentType, body: &Bytes) -> Result<InferRequest, Failure> {
-    let wire: WireRequest = parse(content_type, body)?;
-    if wire.inputs.is_empty() {
+    let Named(wire) = parse::<Named<WireRequest>>(content_type, body)?;
+    let Few(given) = wire.inputs;
+    if given.is_empty() {
         return Err(Failure::invalid("`inputs` is empty"));
     }
-    let mut inputs: Vec<Tensor> = Vec::with_capacity(wire.inputs.len());
-    for tensor in wire.inputs {
+    let mut names = HashSet::with_capacity(given.len());
+    if let Some(Named(twice)) = given.iter().find(|Named(tensor)| !names.insert(&*tensor.name)) {
+        return Err(Failure::invalid(format!("input `{}` is given twice", shown(&twice.name))));
+    }
+    let mut inputs: Vec<Tensor> = Vec::with_capacity(given.len());
+    for Named(tensor) in given {
         let tensor = tensor.into_tensor("input", body)?;
-        if inputs.iter().any(|earlier| earlier.name == tensor.name) {
-            return Err(Failure::invalid(format!("input `{}` is given twice", tensor.name)));
-        }
         if let Some(first) = inputs.first()
             && first.rows() != tensor.rows()
         {
             return Err(Failure::invalid(format!(
                 "input `{}` has {} rows, input `{}` has {}",
-                tensor.name,
+                shown(&tensor.name),
                 tensor.rows(),
-                first.name,
+                shown(&first.name),
                 first.rows()
             )));
         }
         inputs.push(tensor);
     }
-    let outputs = wire.outputs.unwrap_or_default().into_iter().map(|output| output.name.into_owned()).collect();
+    let Few(outputs) = wire.outputs.unwrap_or_default();
+    let outputs = outputs.into_iter().map(|Named(output)| output.name.into_owned()).collect();
     Ok(InferRequest { inputs, outputs })
 }
 
 /// Reads a response.
 pub fn decode_response(content_type: ContentType, body: &Bytes) -> Result<InferResponse<'static>, Failure> {
-    let wire: WireResponse = parse(content_type, body)?;
+    let Named(wire) = parse::<Named<WireResponse>>(content_type, body)?;
+    let Few(outputs) = wire.outputs;
     let outputs =
-        wire.outputs.into_iter().map(|tensor| tensor.into_tensor("output", body)).collect::<Result<_, _>>()?;
+        outputs.into_iter().map(|Named(tensor)| tensor.into_tensor("output", body)).collect::<Result<_, _>>()?;
     Ok(InferResponse {
         model_name: wire.model_name.into_owned().into(),
         model_version: wire.model_version.into_owned().into(),
@@ -162,21 +175,45 @@ pub fn decode_failure(content_type: ContentType, body: &Bytes) -> Failure {
     }
 }
 
+/// A body would be larger than it may be: encoding it ended at this many bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Oversize(pub usize);
+
 /// Writes a request, as a producer does.
 pub fn encode_request(content_type: ContentType, request: &InferRequest) -> Bytes {
+    encode_request_within(usize::MAX, content_type, request).expect(NO_LIMIT)
+}
+
+/// Writes a request of at most about `limit` bytes of tensors.
+pub fn encode_request_within(
+    limit: usize,
+    content_type: ContentType,
+    request: &InferRequest,
+) -> Result<Bytes, Oversize> {
     match content_type {
-        ContentType::MessagePack => encode::request_msgpack(request),
-        ContentType::Json => encode::request_json(request),
+        ContentType::MessagePack => encode::request_msgpack(request, limit),
+        ContentType::Json => encode::request_json(request, limit),
     }
 }
 
 /// Writes a response.
 pub fn encode_response(content_type: ContentType, response: &InferResponse<'_>) -> Bytes {
+    encode_response_within(usize::MAX, content_type, response).expect(NO_LIMIT)
+}
+
+/// Writes a response of at most about `limit` bytes of tensors.
+pub fn encode_response_within(
+    limit: usize,
+    content_type: ContentType,
+    response: &InferResponse<'_>,
+) -> Result<Bytes, Oversize> {
     match content_type {
-        ContentType::MessagePack => encode::response_msgpack(response),
-        ContentType::Json => encode::response_json(response),
+        ContentType::MessagePack => encode::response_msgpack(response, limit),
+        ContentType::Json => encode::response_json(response, limit),
     }
 }
+
+const NO_LIMIT: &str = "nothing is larger than memory";
 
 /// The model that an error reply comes from: of a pipeline, the one that failed. None if it does not say.
 pub fn failed_model(content_type: ContentType, body: &Bytes) -> Option<String> {
@@ -217,27 +254,42 @@ pub fn put_text(datatype: Datatype, text: &str, packed: &mut BytesMut) -> Result
 
 fn parse<'a, T: Deserialize<'a>>(content_type: ContentType, body: &'a Bytes) -> Result<T, Failure> {
     match content_type {
-        ContentType::Json => serde_json::from_slice(body)
-            .map_err(|error| Failure::invalid(format!("the body is not the JSON expected: {error}"))),
+        ContentType::Json => serde_json::from_slice(body).map_err(|error| unlike("JSON", &error)),
         ContentType::MessagePack => {
             let mut reader = rmp_serde::Deserializer::from_read_ref(&body[..]);
             reader.set_max_depth(MAX_DEPTH);
-            T::deserialize(&mut reader)
-                .map_err(|error| Failure::invalid(format!("the body is not the MessagePack expected: {error}")))
+            T::deserialize(&mut reader).map_err(|error| unlike("MessagePack", &error))
         }
     }
+}
+
+/// The refusal of a body, whose error may quote any part of it.
+fn unlike(encoding: &str, error: &dyn fmt::Display) -> Failure {
+    let mut error = error.to_string();
+    // What says where it is stands at the end.
+    if error.len() > LONGEST_COMPLAINT {
+        let half = LONGEST_COMPLAINT / 2;
+        let (first, last) = (error.floor_char_boundary(half), error.ceil_char_boundary(error.len() - half));
+        error = format!("{} ... {}", &error[..first], &error[last..]);
+    }
+    Failure::invalid(format!("the body is not the {encoding} expected: {error}"))
+}
+
+/// As much of a name as a refusal repeats.
+fn shown(name: &str) -> String {
+    name.chars().take(80).collect()
 }
 
 impl WireTensor<'_> {
     fn into_tensor(self, role: &str, body: &Bytes) -> Result<Tensor, Failure> {
         let name = self.name.into_owned();
         let refuse = |reason: String| {
-            let shown: String = name.chars().take(80).collect();
-            Failure::invalid(format!("{role} `{shown}`: {reason}"))
+            Failure::invalid(format!("{role} `{}`: {reason}", shown(&name)))
         };
+        let Few(shape) = self.shape;
         let datatype = self.datatype.parse().map_err(refuse)?;
-        let data = self.data.pack(datatype, Some(&self.shape), body).map_err(refuse)?;
-        let tensor = Tensor { name: String::new(), datatype, shape: self.shape, data };
+        let data = self.data.pack(datatype, Some(&shape), body).map_err(refuse)?;
+        let tensor = Tensor { name: String::new(), datatype, shape, data };
         tensor.check().map_err(refuse)?;
         Ok(Tensor { name, ..tensor })
     }

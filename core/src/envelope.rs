@@ -59,6 +59,16 @@ pub const REQUEST_TYPE: &str = "sluice.inference.request";
 const LONGEST_ADDRESS: usize = 256;
 /// A pipeline's models beyond its first. A longer one is more likely a mistake that feeds itself.
 const MOST_STAGES: usize = 16;
+/// The longest value of a header that is read: room for the longest pipeline, with blanks.
+const LONGEST_VALUE: usize = 2048;
+/// The longest tenant and the longest version: they go into each message that follows from a request.
+const LONGEST_LABEL: usize = 256;
+/// The longest source, a URI reference.
+const LONGEST_SOURCE: usize = 1024;
+/// A trace context of version 00 (W3C Trace Context, 3.2): what is longer is none that we know.
+const TRACEPARENT_LENGTH: usize = 55;
+/// So many faults are told. Headers can be repeated, and a refusal must not be larger than what it refuses.
+const MOST_FAULTS: usize = 8;
 
 /// Where an answer goes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -195,12 +205,22 @@ impl Envelope {
         let mut id = None;
         let mut given: Option<&str> = None;
         let id_has_no_text = unreadable.iter().any(|(name, _)| *name == ID);
-        let mut faults: Vec<String> =
-            unreadable.iter().map(|(name, reason)| format!("header `{name}`: {reason}")).collect();
-        let mut note = |name: &str, reason: String| faults.push(format!("header `{name}`: {reason}"));
+        let mut faults = Vec::new();
+        let mut note = |name: &str, reason: String| {
+            if faults.len() < MOST_FAULTS {
+                faults.push(format!("header `{name}`: {reason}"));
+            }
+        };
+        for (name, reason) in unreadable {
+            note(name, reason);
+        }
         let mut read = Self { lane, ..Self::new(RequestId::unset()) };
         for (name, value) in headers {
+            let longest = longest(name);
             match name {
+                name if value.len() > longest => {
+                    note(name, format!("is {} bytes long; at most {longest} are taken", value.len()));
+                }
                 ID => {
                     given = Some(value);
                     id = value.parse().map_err(|error: NameError| note(ID, error.to_string())).ok();
@@ -222,7 +242,7 @@ impl Envelope {
                 TENANT => read.tenant = Some(value.to_owned()),
                 VERSION => read.version = Some(value.to_owned()),
                 SOURCE => read.source = Some(value.to_owned()),
-                TRACEPARENT => read.traceparent = Some(value.to_owned()),
+                TRACEPARENT if value.len() <= TRACEPARENT_LENGTH => read.traceparent = Some(value.to_owned()),
                 _ => {}
             }
         }
@@ -274,6 +294,16 @@ impl Envelope {
     /// Whether its deadline has passed.
     pub fn expired(&self, now: UnixMs) -> bool {
         self.deadline.is_some_and(|deadline| deadline <= now)
+    }
+}
+
+/// How long a header's value may be. The id's and the reply-to's own rules are narrower, and a trace context that is none is passed over.
+fn longest(name: &str) -> usize {
+    match name {
+        TENANT | VERSION => LONGEST_LABEL,
+        SOURCE => LONGEST_SOURCE,
+        THEN | CONTENT_TYPE | DEADLINE | ROWS => LONGEST_VALUE,
+        _ => usize::MAX,
     }
 }
 
@@ -355,6 +385,33 @@ mod tests {
         }
         assert_eq!(malformed.reply_to, Some(ReplyTo::Inbox("_INBOX.x".into())));
         assert_eq!(malformed.id.map(|id| id.to_string()).as_deref(), Some("a.b"), "its sender knows it by that");
+    }
+
+    #[test]
+    fn what_is_copied_into_answers_and_dead_letters_is_bounded() {
+        let long = "x".repeat(60_000);
+        let stages = format!("rank,{}embed", " ".repeat(60_000));
+        for (name, value) in [(TENANT, &long), (VERSION, &long), (SOURCE, &long), (THEN, &stages)] {
+            let headers = [(ID, "r1"), (REPLY_TO, "inbox:_INBOX.x"), (name, value)];
+            let malformed = Envelope::read(Lane::Normal, headers.into_iter()).expect_err(name);
+            assert!(malformed.reason.contains(name) && malformed.reason.contains("at most"), "{}", malformed.reason);
+            assert!(malformed.reply_to.is_some(), "its sender is told");
+        }
+        let headers = [(ID, "r1"), (TRACEPARENT, &*long)];
+        let read = Envelope::read(Lane::Normal, headers.into_iter()).expect("reads");
+        assert_eq!(read.traceparent, None, "no trace context is that long");
+        let repeated = std::iter::repeat_n((ROWS, "0"), 10_000);
+        let malformed = Envelope::read(Lane::Normal, repeated).expect_err("malformed");
+        assert!(malformed.reason.len() < 1000, "{} bytes of reasons", malformed.reason.len());
+    }
+
+    #[test]
+    fn rows_are_a_hint_that_is_refused_where_it_is_no_number_of_rows() {
+        let rows = |rows| Envelope::read(Lane::Normal, [(ID, "r1"), (ROWS, rows)].into_iter()).map(|read| read.rows);
+        assert_eq!(rows("2147483648"), Ok(2_147_483_648), "it decides nothing: the body is the truth");
+        for refused in ["0", "-1", "4294967296", "1e9", ""] {
+            assert!(rows(refused).expect_err("malformed").reason.contains(ROWS), "{refused}");
+        }
     }
 
     #[test]

@@ -228,7 +228,19 @@ fn wanted(manifest: &Manifest, names_wanted: &[String]) -> Result<Vec<usize>, Fa
             Failure::invalid(format!("the model has no output `{shown}`; it gives {}", names(&manifest.outputs)))
         })
     };
-    names_wanted.iter().map(index).collect()
+    if names_wanted.len() > manifest.outputs.len() {
+        let (given, most) = (names_wanted.len(), manifest.outputs.len());
+        return Err(Failure::invalid(format!("{given} outputs are asked for; the model gives {most}, each of them once")));
+    }
+    let mut wanted = Vec::with_capacity(names_wanted.len());
+    for name in names_wanted {
+        let index = index(name)?;
+        if wanted.contains(&index) {
+            return Err(Failure::invalid(format!("output `{name}` is asked for twice: it is given once")));
+        }
+        wanted.push(index);
+    }
+    Ok(wanted)
 }
 
 fn names(specs: &[TensorSpec]) -> String {
@@ -316,5 +328,15 @@ mod tests {
         assert!(
             wanted(&manifest, &["z".into()]).expect_err("a refusal").message.contains("no output `z`; it gives `y`")
         );
+    }
+
+    #[test]
+    fn an_output_is_given_once() {
+        let two = MANIFEST.replace("shape = [-1, 4] }]", "shape = [-1, 4] }, { name = \"z\", datatype = \"FP32\", shape = [-1] }]");
+        let manifest = Manifest::parse(&two).expect("a manifest");
+        let ask = |names: &[&str]| wanted(&manifest, &names.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(ask(&["z", "y"]), Ok(vec![1, 0]));
+        assert!(ask(&["y", "y"]).expect_err("a refusal").message.contains("output `y` is asked for twice"));
+        assert!(ask(&["y"; 34_000]).expect_err("a refusal").message.contains("34000 outputs are asked for"));
     }
 }

@@ -2,7 +2,7 @@
 //! asks for one, and asks again when it has died.
 
 use std::collections::HashSet;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use lapin::options::ConfirmSelectOptions;
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::uri::AMQPUri;
-use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ErrorKind, Event};
 use tracing::{info, warn};
 
 use sluice_core::broker::{BrokerError, Result};
@@ -18,6 +18,7 @@ use sluice_core::settings::Settings;
 
 use super::Amqp;
 use super::error::{is_denial, is_of_channel, other};
+use super::size;
 use super::standing::Standing;
 use crate::{Options, Patience};
 
@@ -48,6 +49,8 @@ pub(super) struct Link {
     pub told: Mutex<Option<Settings>>,
     /// Whether this user was refused to store settings where there are none: asked again and again, that costs a channel each time.
     pub may_not_found: AtomicBool,
+    /// The largest frame that both ends take.
+    frame: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -77,6 +80,7 @@ pub(crate) async fn connect(options: &Options) -> Result<Amqp> {
         seen: Mutex::default(),
         told: Mutex::default(),
         may_not_found: AtomicBool::default(),
+        frame: AtomicUsize::new(usize::MAX),
     });
     let mut waiting = false;
     loop {
@@ -113,6 +117,8 @@ impl Link {
             // It may be another broker, or one that lost something.
             self.seen.lock().unwrap_or_else(PoisonError::into_inner).clear();
         }
+        let frame = connection.configuration().frame_max();
+        self.frame.store(usize::try_from(frame).unwrap_or(usize::MAX), Ordering::Relaxed);
         self.watch(&connection);
         *live = Some(Arc::clone(&connection));
         Ok(connection)
@@ -218,6 +224,15 @@ impl Link {
 
     pub(super) fn forget(&self, name: &str) {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    /// Refuses what the broker would end the connection for.
+    pub(super) fn refuse_oversize(&self, properties: &BasicProperties) -> Result<()> {
+        let (size, frame) = (size::of_frame(properties), self.frame.load(Ordering::Relaxed));
+        match size > frame {
+            true => Err(BrokerError::TooLarge { size, limit: format!("headers must fit into a frame of {frame} bytes") }),
+            false => Ok(()),
+        }
     }
 
     /// A channel of one's own: an error on it harms nobody else.

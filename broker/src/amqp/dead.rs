@@ -1,4 +1,4 @@
-//! Dead letters: stored with all of their headers, and why, where and when they were given up.
+//! Dead letters: stored with all of their headers that there is room for, and why, where and when they were given up.
 
 use std::collections::VecDeque;
 
@@ -11,9 +11,6 @@ use super::connect::Link;
 use super::publish::{Published, stored};
 use super::{headers, names, stream};
 
-/// Headers must fit into a frame of 128 KiB.
-const LONGEST_REASON: usize = 8 * 1024;
-
 pub(super) async fn store(
     link: &Link,
     model: &ModelName,
@@ -21,10 +18,16 @@ pub(super) async fn store(
     body: &[u8],
     death: &Death,
 ) -> Result<()> {
-    let reason: String = death.reason.chars().take(LONGEST_REASON).collect();
-    let properties = headers::copied(original, |table| {
-        Death { reason, ..death.clone() }.write(|name, value| headers::put(table, name, value));
+    let whole = headers::copied(original, |table| {
+        death.write(|name, value| headers::put(table, name, value));
     });
+    let properties = match link.refuse_oversize(&whole) {
+        Ok(()) => whole,
+        Err(error) => {
+            let reason = format!("(its headers were too large to be kept: {error}) {}", death.reason);
+            headers::in_part(original, &Death { reason, ..death.clone() })
+        }
+    };
     match stored(link, names::DEAD, &names::dead_queue(model), body, properties, "storing a dead letter").await? {
         Published::Stored => Ok(()),
         Published::Unroutable | Published::Refused => {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 
-use sluice_core::broker::Reply;
+use sluice_core::broker::{Death, Reply, shortened};
 use sluice_core::clock::unix_ms;
 use sluice_core::codec::ContentType;
 use sluice_core::envelope::{self, Envelope, Malformed};
@@ -175,10 +175,28 @@ pub(super) fn submitted(properties: &BasicProperties) -> SystemTime {
 
 /// The same message once more, with this much charged: what the broker counted concerns the one that it replaces.
 pub(super) fn again(properties: &BasicProperties, lane: Lane, charged: u32) -> BasicProperties {
-    copied(properties, |table| {
-        put(table, envelope::ATTEMPTS, charged.to_string());
-        put(table, envelope::LANE, lane.to_string());
-    })
+    copied(properties, |table| counted(table, lane, charged))
+}
+
+/// The same request with the headers that are read of it and no others, where there is no room for what we add; `None` if it is none
+/// that can be served.
+pub(super) fn again_in_part(properties: &BasicProperties, lane: Lane, charged: u32) -> Option<BasicProperties> {
+    let envelope = to_envelope(properties, lane).ok()?;
+    let mut table = FieldTable::default();
+    let submission_id = properties.message_id().as_ref().map(ToString::to_string).unwrap_or_default();
+    let written = of_envelope(&envelope, submission_id);
+    for (name, value) in written.headers().iter().flat_map(|table| table.inner()) {
+        table.insert(name.clone(), value.clone());
+    }
+    let at = submitted(properties).duration_since(UNIX_EPOCH).unwrap_or_default();
+    put(&mut table, SUBMITTED, at.as_millis().to_string());
+    counted(&mut table, lane, charged);
+    Some(written.with_headers(table))
+}
+
+fn counted(table: &mut FieldTable, lane: Lane, charged: u32) {
+    put(table, envelope::ATTEMPTS, charged.to_string());
+    put(table, envelope::LANE, lane.to_string());
 }
 
 /// The same message for another queue: all that its sender says of it, and nothing that the broker would obey, such as an
@@ -204,6 +222,21 @@ pub(super) fn copied(properties: &BasicProperties, change: impl FnOnce(&mut Fiel
         copy = copy.with_timestamp(*timestamp);
     }
     copy
+}
+
+/// A dead letter that has no room for all that its sender says.
+pub(super) fn in_part(properties: &BasicProperties, death: &Death) -> BasicProperties {
+    let mut table = FieldTable::default();
+    let pairs = pairs(properties);
+    let mut copy = durable();
+    for (name, value) in shortened(pairs.iter().map(|(name, value)| (name.as_str(), value.as_str()))) {
+        match ShortString::try_new(value.as_str()) {
+            Ok(value) if name == envelope::CONTENT_TYPE => copy = copy.with_content_type(value),
+            _ => put(&mut table, name, value),
+        }
+    }
+    death.write(|name, value| put(&mut table, name, value));
+    copy.with_headers(table)
 }
 
 pub(super) fn of_reply(reply: &Reply) -> BasicProperties {

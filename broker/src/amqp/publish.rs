@@ -50,6 +50,7 @@ pub(super) async fn stored(
     what: &str,
 ) -> Result<Published> {
     link.standing.refuse_while_blocked()?;
+    link.refuse_oversize(&properties)?;
     let place = format!("{exchange} {key}");
     // First the channel: with a new connection, what was seen on the last one is forgotten.
     let channel = link.publishing().await?;

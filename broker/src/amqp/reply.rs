@@ -56,6 +56,7 @@ async fn to_inbox(link: &Link, address: &str, reply: &Reply) -> Result<Replied> 
     let channel = link.telling().await?;
     queue::ensure_exchange(link, names::INBOXES).await?;
     let properties = headers::of_reply(reply).with_delivery_mode(1);
+    link.refuse_oversize(&properties)?;
     let options = BasicPublishOptions::default();
     let sent = channel.basic_publish(names::INBOXES.into(), address.into(), options, &reply.body, properties);
     sent.await.map_err(|error| other("answering", error))?;

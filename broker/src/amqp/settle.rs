@@ -70,8 +70,17 @@ impl AmqpHold {
         }
     }
 
+    /// The request once more. A sender may have left no room for what we say of it: then it goes without what nobody reads.
+    fn again(&self, charged: u32) -> Result<BasicProperties> {
+        let whole = headers::again(&self.properties, self.lane, charged);
+        match self.link.refuse_oversize(&whole) {
+            Ok(()) => Ok(whole),
+            Err(error) => headers::again_in_part(&self.properties, self.lane, charged).ok_or(error),
+        }
+    }
+
     async fn publish_anew(&self, charged: u32) -> Result<()> {
-        let properties = headers::again(&self.properties, self.lane, charged);
+        let properties = self.again(charged)?;
         let queue = names::retried_queue(&self.model);
         match stored(&self.link, names::RETRY, &queue, &self.body, properties, "handing back a request").await? {
             Published::Stored => Ok(()),
@@ -82,7 +91,7 @@ impl AmqpHold {
     }
 
     async fn publish_later(&self, after: Duration) -> Result<()> {
-        let properties = headers::again(&self.properties, self.lane, self.charged + 1);
+        let properties = self.again(self.charged + 1)?;
         let queue = names::retry_queue(&self.model, after);
         let what = "retrying a request later";
         let publish = || stored(&self.link, names::RETRY, &queue, &self.body, properties.clone(), what);

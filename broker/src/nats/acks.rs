@@ -51,6 +51,15 @@ pub(super) enum NotStored {
 }
 
 impl NotStored {
+    /// Whether this message is too large, in one way or the other: without its body or with fewer headers it may be taken.
+    pub(super) fn is_of_size(&self) -> bool {
+        matches!(self, NotStored::TooLarge)
+            || matches!(
+                self.code(),
+                Some(ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM | ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM)
+            )
+    }
+
     /// JetStream's code, if it was JetStream that refused.
     pub(super) fn code(&self) -> Option<ErrorCode> {
         match self {

@@ -1,4 +1,4 @@
-//! Dead letters: stored with all of their headers, and why, where and when they were given up.
+//! Dead letters: stored with all of their headers that there is room for, and why, where and when they were given up.
 
 use std::collections::VecDeque;
 
@@ -7,11 +7,11 @@ use async_nats::jetstream::consumer::pull;
 use bytes::Bytes;
 use futures_util::StreamExt;
 
-use sluice_core::broker::{DeadLetter, Death, Result};
-use sluice_core::{ModelName, envelope};
+use sluice_core::ModelName;
+use sluice_core::broker::{DeadLetter, Death, Result, shortened};
 
 use super::acks::{Acks, NotStored};
-use super::error::other;
+use super::error::{self, other};
 use super::{Nats, headers, names};
 
 /// Headers that NATS would obey: they concerned the original.
@@ -25,6 +25,31 @@ pub(super) async fn store(
     death: &Death,
     name: &str,
 ) -> Result<()> {
+    let failed = |error: NotStored| error::of_stored("storing a dead letter", error);
+    let publish = |headers, body| acks.publish(names::dead_subject(model), headers, body);
+    let whole = written(kept_whole(original), death, name);
+    let mut left_out = String::new();
+    let all = match headers::size(&whole) {
+        size if size > headers::LARGEST => {
+            left_out = format!("its headers of {size} bytes were too large to be kept; ");
+            written(kept_in_part(original), death, name)
+        }
+        _ => whole,
+    };
+    let size = body.len();
+    let first = if left_out.is_empty() { all.clone() } else { explained(all.clone(), death, &left_out) };
+    match publish(first, body).await {
+        Ok(_) => Ok(()),
+        // What is said of it no longer fits beside it: that is worth more than the body.
+        Err(error) if error.is_of_size() => {
+            left_out += &format!("its body of {size} bytes was too large to be kept; ");
+            publish(explained(all, death, &left_out), Bytes::new()).await.map(drop).map_err(failed)
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn kept_whole(original: &HeaderMap) -> HeaderMap {
     let mut all = HeaderMap::new();
     for (name, values) in original.iter() {
         if !name.to_string().starts_with(NOT_KEPT) {
@@ -33,22 +58,30 @@ pub(super) async fn store(
             }
         }
     }
+    all
+}
+
+fn kept_in_part(original: &HeaderMap) -> HeaderMap {
+    let mut all = HeaderMap::new();
+    for (name, value) in shortened(headers::pairs(original)) {
+        headers::put(&mut all, name, value);
+    }
+    all
+}
+
+/// What a dead letter says beside its request's headers.
+fn written(mut all: HeaderMap, death: &Death, name: &str) -> HeaderMap {
     death.write(|name, value| headers::put(&mut all, name, value));
     // Were we to die before the original is gone, whoever gets it next does not bury it twice.
     headers::put(&mut all, headers::SUBMISSION_ID, name);
-    let failed = |error: Box<dyn std::error::Error + Send + Sync>| other("storing a dead letter", error);
-    let publish = |headers, body| acks.publish(names::dead_subject(model), headers, body);
-    let size = body.len();
-    match publish(all.clone(), body).await {
-        Ok(_) => Ok(()),
-        // What is said of it no longer fits beside it: that is worth more than the body.
-        Err(NotStored::TooLarge) => {
-            let reason = format!("{} (its body of {size} bytes was too large to be kept)", death.reason);
-            headers::put(&mut all, envelope::DEAD_REASON, &reason);
-            publish(all, Bytes::new()).await.map(drop).map_err(|error| failed(error.into()))
-        }
-        Err(error) => Err(failed(error.into())),
-    }
+    all
+}
+
+/// With the reason as it is, and what of the request is not there.
+fn explained(mut all: HeaderMap, death: &Death, left_out: &str) -> HeaderMap {
+    let reason = format!("({}) {}", left_out.trim_end_matches("; "), death.reason);
+    Death { reason, ..death.clone() }.write(|name, value| headers::put(&mut all, name, value));
+    all
 }
 
 pub(super) async fn list(nats: &Nats, model: &ModelName, limit: usize) -> Result<Vec<DeadLetter>> {

@@ -132,6 +132,17 @@ impl Refusals {
     }
 }
 
+/// What it means that a stream did not take a message. What it will never take is told apart from what may pass.
+pub(super) fn of_stored(what: impl Display, error: NotStored) -> BrokerError {
+    match error {
+        NotStored::Denied(reason) => BrokerError::Denied(reason),
+        error if error.is_of_size() || error.code() == Some(ErrorCode::STREAM_SEALED) => {
+            BrokerError::Refused(format!("{what}: {error}"))
+        }
+        error => other(what, error),
+    }
+}
+
 /// What a refused publish to a model's queue means.
 pub(super) fn of_submit(error: NotStored, model: &ModelName, size: usize, max_payload: usize) -> BrokerError {
     match error {
@@ -147,7 +158,7 @@ pub(super) fn of_submit(error: NotStored, model: &ModelName, size: usize, max_pa
                 size,
                 limit: format!("the queue of model `{model}` takes less (`limits.body_bytes` of its manifest)"),
             },
-            _ => other(format!("submitting to model `{model}`"), error),
+            _ => of_stored(format!("submitting to model `{model}`"), error),
         },
     }
 }

@@ -15,6 +15,15 @@ pub(super) const SUBMISSION_ID: &str = "Nats-Msg-Id";
 /// NATS stores a publish with this header only if it is the sequence number of the subject's last message.
 pub(super) const EXPECTED_LAST_ON_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence";
 
+/// The largest headers that a stream stores (nats-server's error 10097).
+pub(super) const LARGEST: usize = u16::MAX as usize;
+
+/// Headers as they are sent: `NATS/1.0`, a line for each, an empty line (NATS ADR-4).
+pub(super) fn size(headers: &HeaderMap) -> usize {
+    let lines: usize = pairs(headers).map(|(name, value)| name.len() + ": ".len() + value.len() + "\r\n".len()).sum();
+    "NATS/1.0\r\n".len() + lines + "\r\n".len()
+}
+
 pub(super) fn of_envelope(envelope: &Envelope) -> HeaderMap {
     let mut headers = HeaderMap::new();
     envelope.write(|name, value| put(&mut headers, name, value));

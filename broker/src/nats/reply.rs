@@ -11,7 +11,7 @@ use sluice_core::broker::{BrokerError, Replied, Replies, Reply, Result};
 use sluice_core::{JobId, ReplyTo, RequestId};
 
 use super::acks::NotStored;
-use super::error::other;
+use super::error::{of_stored, other};
 use super::{Nats, headers, names, signal};
 
 /// Results looked up at the same time.
@@ -50,7 +50,7 @@ async fn store(nats: &Nats, job: &JobId, inbox: Option<&str>, reply: &Reply) -> 
         Err(NotStored::TooLarge) => return Err(too_large(nats, reply)),
         // Whoever waits for that one finds it where it is stored: what it says is not known here.
         Err(error) if error.code() == Some(ErrorCode::STREAM_WRONG_LAST_SEQUENCE) => return Ok(Replied::AlreadyStored),
-        Err(error) => return Err(nats.denials.explain(&subject, other("storing a result", error))),
+        Err(error) => return Err(nats.denials.explain(&subject, of_stored("storing a result", error))),
     }
     match inbox {
         Some(address) => to_inbox(nats, address, reply).await,

@@ -76,6 +76,8 @@ contract! {
         a_dead_letter_tells_why_and_the_original_is_gone,
         what_cannot_be_stored_as_a_dead_letter_is_not_removed,
         a_dead_letter_too_large_to_keep_is_kept_without_its_body,
+        headers_that_leave_no_room_can_be_tried_again_and_kept,
+        a_request_of_long_headers_becomes_a_dead_letter_at_once,
         a_hold_is_renewed_over_a_long_run;
     start answering:
         an_answer_reaches_the_inbox_that_asked,

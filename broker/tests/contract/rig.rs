@@ -48,6 +48,9 @@ pub trait Rig: Send {
     async fn keep_dead_letters_for_ever(&self) -> Result<bool>;
     /// About what the broker takes at most, headers included.
     fn largest_body(&self) -> usize;
+    /// The length of a value of a header `their-own` that is as long as the broker takes beside `ce-id: r1` and
+    /// `sluice-reply-to: inbox:_INBOX.nobody`.
+    fn longest_header(&self) -> usize;
     /// Submits a message with these headers, as a careless producer might.
     async fn submit_raw(&self, model: &ModelName, headers: &[(&str, &str)], body: &[u8]) -> Result<()>;
 }
@@ -97,6 +100,11 @@ impl Rig for NatsRig {
 
     fn largest_body(&self) -> usize {
         8 * 1024 * 1024
+    }
+
+    fn longest_header(&self) -> usize {
+        let taken = ["NATS/1.0", "ce-id: r1", "sluice-reply-to: inbox:_INBOX.nobody", "their-own: ", ""];
+        usize::from(u16::MAX) - taken.iter().map(|line| line.len() + 2).sum::<usize>()
     }
 
     async fn lose_dead_letters(&self) -> Result<()> {
@@ -191,6 +199,12 @@ impl Rig for AmqpRig {
 
     fn largest_body(&self) -> usize {
         8 * 1024 * 1024
+    }
+
+    fn longest_header(&self) -> usize {
+        // A frame and a content header, and for each header its length, its type and the length of its value.
+        let taken = ["ce-id", "r1", "sluice-reply-to", "inbox:_INBOX.nobody", "their-own"];
+        128 * 1024 - 8 - 14 - 4 - 3 * 6 - taken.iter().map(|text| text.len()).sum::<usize>()
     }
 
     async fn lose_dead_letters(&self) -> Result<()> {

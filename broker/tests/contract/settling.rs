@@ -158,6 +158,52 @@ pub async fn a_dead_letter_too_large_to_keep_is_kept_without_its_body(rig: &mut 
     wait_for_counts(&broker, (0, 0)).await
 }
 
+pub async fn headers_that_leave_no_room_can_be_tried_again_and_kept(rig: &mut dyn Rig) -> Result<()> {
+    let broker = with_queue(rig).await?;
+    let long = "x".repeat(rig.longest_header());
+    let headers = [("ce-id", "r1"), ("sluice-reply-to", "inbox:_INBOX.nobody"), ("their-own", &long)];
+    rig.submit_raw(&model(), &headers, b"body").await?;
+    let mut consumer = broker.consume(&model(), 8).await?;
+    let mut charged = Vec::new();
+    for settlement in [Settlement::GiveBack, Settlement::Retry(Duration::ZERO)] {
+        let delivery = next(&mut consumer).await?;
+        assert_eq!(id(&delivery), "r1");
+        charged.push(delivery.charged);
+        delivery.hold.settle(settlement).await?;
+    }
+    let last = next(&mut consumer).await?;
+    charged.push(last.charged);
+    assert_eq!((charged, &last.body[..]), (vec![0, 0, 1], &b"body"[..]));
+    assert!(last.envelope.is_ok_and(|envelope| envelope.reply_to.is_some()), "what is read of it stays");
+    last.hold.settle(Settlement::Dead(death())).await?;
+    wait_for_counts(&broker, (0, 0)).await?;
+    let letters = broker.dead_letters(&model(), 10).await?;
+    assert_eq!((letters.len(), letters[0].id.as_str(), &letters[0].body[..]), (1, "r1", &b"body"[..]));
+    assert!(letters[0].death.reason.contains("the model raised an error"), "{:?}", letters[0].death);
+    Ok(())
+}
+
+pub async fn a_request_of_long_headers_becomes_a_dead_letter_at_once(rig: &mut dyn Rig) -> Result<()> {
+    let broker = with_queue(rig).await?;
+    let long = "x".repeat(rig.longest_header());
+    let mut consumer = broker.consume(&model(), 8).await?;
+    let headers = [("ce-id", "r1"), ("sluice-reply-to", "inbox:_INBOX.nobody"), ("their-own", &long)];
+    rig.submit_raw(&model(), &headers, b"body").await?;
+    let delivery = next(&mut consumer).await?;
+    let other = request("r2");
+    broker.submit(other).await?;
+    let beside = next(&mut consumer).await?;
+    let reason = "because ".repeat(30_000);
+    delivery.hold.settle(Settlement::Dead(Death { reason, ..death() })).await?;
+    let letters = broker.dead_letters(&model(), 10).await?;
+    let reason = &letters[0].death.reason;
+    assert!(reason.contains("too large to be kept") && reason.contains("because"), "{reason}");
+    assert!(letters[0].headers.iter().all(|(_, value)| value.len() < 10_000));
+    assert_eq!(beside.charged, 0);
+    beside.hold.settle(Settlement::Done).await?;
+    wait_for_counts(&broker, (0, 0)).await
+}
+
 pub async fn a_hold_is_renewed_over_a_long_run(rig: &mut dyn Rig) -> Result<()> {
     let broker = with_queue(rig).await?;
     broker.submit(request("r1")).await?;

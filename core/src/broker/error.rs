@@ -40,6 +40,9 @@ pub enum BrokerError {
     /// These credentials may not do this.
     #[error("the broker denies this: {0}")]
     Denied(String),
+    /// The broker will not have this message, however often it is sent.
+    #[error("the broker refuses this: {0}")]
+    Refused(String),
     /// The broker did not answer in time; whether it did what was asked is not known.
     #[error("the broker did not answer in time: {0}")]
     TimedOut(String),
@@ -76,6 +79,7 @@ impl BrokerError {
             | BrokerError::TooLarge { .. }
             | BrokerError::Expired(_)
             | BrokerError::Denied(_)
+            | BrokerError::Refused(_)
             | BrokerError::Unusable(_) => false,
         }
     }

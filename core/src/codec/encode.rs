@@ -1,13 +1,20 @@
 //! Writing bodies. MessagePack is written field by field: it is on the path of every answer.
 
+use std::convert::Infallible;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use half::{bf16, f16};
+use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::Oversize;
 use crate::{Datatype, InferRequest, InferResponse, Tensor};
 
-pub(super) fn request_msgpack(request: &InferRequest) -> Bytes {
-    let mut out = writer(&request.inputs);
+/// So many elements are written between two looks at the size.
+const STRIDE: usize = 1024;
+
+pub(super) fn request_msgpack(request: &InferRequest, limit: usize) -> Result<Bytes, Oversize> {
+    let mut out = writer(&request.inputs, limit)?;
     map(&mut out, if request.outputs.is_empty() { 1 } else { 2 });
     tensors(&mut out, "inputs", &request.inputs);
     if !request.outputs.is_empty() {
@@ -19,11 +26,11 @@ pub(super) fn request_msgpack(request: &InferRequest) -> Bytes {
             text(&mut out, output);
         }
     }
-    out.into_inner().freeze()
+    Ok(out.into_inner().freeze())
 }
 
-pub(super) fn response_msgpack(response: &InferResponse<'_>) -> Bytes {
-    let mut out = writer(&response.outputs);
+pub(super) fn response_msgpack(response: &InferResponse<'_>, limit: usize) -> Result<Bytes, Oversize> {
+    let mut out = writer(&response.outputs, limit)?;
     map(&mut out, 4);
     for (key, value) in
         [("model_name", &response.model_name), ("model_version", &response.model_version), ("id", &response.id)]
@@ -32,34 +39,49 @@ pub(super) fn response_msgpack(response: &InferResponse<'_>) -> Bytes {
         text(&mut out, value);
     }
     tensors(&mut out, "outputs", &response.outputs);
-    out.into_inner().freeze()
+    Ok(out.into_inner().freeze())
 }
 
-pub(super) fn request_json(request: &InferRequest) -> Bytes {
-    let mut body = json!({ "inputs": json_tensors(&request.inputs) });
+pub(super) fn request_json(request: &InferRequest, limit: usize) -> Result<Bytes, Oversize> {
+    let mut out = br#"{"inputs":"#.to_vec();
+    json_tensors(&mut out, &request.inputs, limit)?;
     if !request.outputs.is_empty() {
-        body["outputs"] = request.outputs.iter().map(|name| json!({ "name": name })).collect();
+        let outputs: Value = request.outputs.iter().map(|name| json!({ "name": name })).collect();
+        out.extend_from_slice(br#","outputs":"#);
+        json(&mut out, &outputs);
     }
-    body.to_string().into()
+    out.push(b'}');
+    Ok(out.into())
 }
 
-pub(super) fn response_json(response: &InferResponse<'_>) -> Bytes {
-    json!({
-        "model_name": response.model_name,
-        "model_version": response.model_version,
-        "id": response.id,
-        "outputs": json_tensors(&response.outputs),
-    })
-    .to_string()
-    .into()
+pub(super) fn response_json(response: &InferResponse<'_>, limit: usize) -> Result<Bytes, Oversize> {
+    let mut out = Vec::new();
+    for (before, value) in [
+        (&br#"{"id":"#[..], &response.id),
+        (br#","model_name":"#, &response.model_name),
+        (br#","model_version":"#, &response.model_version),
+    ] {
+        out.extend_from_slice(before);
+        json(&mut out, value);
+    }
+    out.extend_from_slice(br#","outputs":"#);
+    json_tensors(&mut out, &response.outputs, limit)?;
+    out.push(b'}');
+    Ok(out.into())
 }
 
 type Writer = bytes::buf::Writer<BytesMut>;
 
 /// Enough room for the tensors and their descriptions, so that the data are copied once.
-fn writer(tensors: &[Tensor]) -> Writer {
-    let data: usize = tensors.iter().map(|tensor| tensor.data.len() + tensor.name.len() + 96).sum();
-    BytesMut::with_capacity(data + 192).writer()
+fn writer(tensors: &[Tensor], limit: usize) -> Result<Writer, Oversize> {
+    let data = tensors.iter().map(|tensor| tensor.data.len()).sum();
+    refuse_beyond(limit, data)?;
+    let described: usize = tensors.iter().map(|tensor| tensor.name.len() + 96).sum();
+    Ok(BytesMut::with_capacity(data + described + 192).writer())
+}
+
+fn refuse_beyond(limit: usize, size: usize) -> Result<(), Oversize> {
+    if size > limit { Err(Oversize(size)) } else { Ok(()) }
 }
 
 const MEMORY: &str = "writing to memory does not fail";
@@ -95,16 +117,34 @@ fn tensors(out: &mut Writer, key: &str, tensors: &[Tensor]) {
     }
 }
 
-fn json_tensors(tensors: &[Tensor]) -> Vec<Value> {
-    let one = |tensor: &Tensor| {
-        json!({
-            "name": tensor.name,
-            "datatype": tensor.datatype.as_str(),
-            "shape": tensor.shape,
-            "data": json_data(tensor),
-        })
-    };
-    tensors.iter().map(one).collect()
+fn json(out: &mut Vec<u8>, value: &impl Serialize) {
+    serde_json::to_writer(out, value).expect(MEMORY);
+}
+
+/// Written value by value: a tree of all values would take some ten times the memory of a tensor.
+fn json_tensors(out: &mut Vec<u8>, tensors: &[Tensor], limit: usize) -> Result<(), Oversize> {
+    out.push(b'[');
+    for (index, tensor) in tensors.iter().enumerate() {
+        out.extend_from_slice(if index == 0 { br#"{"data":["# } else { br#",{"data":["# });
+        let mut written = 0;
+        each_value(tensor, &mut |value| {
+            if written > 0 {
+                out.push(b',');
+            }
+            json(out, &value);
+            written += 1;
+            if written % STRIDE == 0 { refuse_beyond(limit, out.len()) } else { Ok(()) }
+        })?;
+        out.extend_from_slice(br#"],"datatype":"#);
+        json(out, &tensor.datatype.as_str());
+        out.extend_from_slice(br#","name":"#);
+        json(out, &tensor.name);
+        out.extend_from_slice(br#","shape":"#);
+        json(out, &tensor.shape);
+        out.push(b'}');
+    }
+    out.push(b']');
+    refuse_beyond(limit, out.len())
 }
 
 /// The double with the fewest digits that reads back as the same single: 0.1, not 0.10000000149011612.
@@ -113,15 +153,27 @@ fn shortest(value: f32) -> f64 {
 }
 
 pub(super) fn json_data(tensor: &Tensor) -> Value {
+    let mut values = Vec::new();
+    let all: Result<(), Infallible> = each_value(tensor, &mut |value| {
+        values.push(value);
+        Ok(())
+    });
+    match all {
+        Ok(()) => Value::Array(values),
+    }
+}
+
+/// Hands out a tensor's values one after the other, until one is refused.
+fn each_value<E>(tensor: &Tensor, take: &mut dyn FnMut(Value) -> Result<(), E>) -> Result<(), E> {
     let data = &tensor.data[..];
     macro_rules! numbers {
         ($type:ty, $convert:expr) => {
-            data.as_chunks().0.iter().map(|bytes| json!($convert(<$type>::from_le_bytes(*bytes)))).collect()
+            data.as_chunks().0.iter().try_for_each(|bytes| take(json!($convert(<$type>::from_le_bytes(*bytes)))))
         };
     }
     match tensor.datatype {
-        Datatype::Bool => data.iter().map(|byte| json!(*byte != 0)).collect(),
-        Datatype::Uint8 => data.iter().map(|byte| json!(byte)).collect(),
+        Datatype::Bool => data.iter().try_for_each(|byte| take(json!(*byte != 0))),
+        Datatype::Uint8 => data.iter().try_for_each(|byte| take(json!(byte))),
         Datatype::Uint16 => numbers!(u16, |value| value),
         Datatype::Uint32 => numbers!(u32, |value| value),
         Datatype::Uint64 => numbers!(u64, |value| value),
@@ -134,14 +186,13 @@ pub(super) fn json_data(tensor: &Tensor) -> Value {
         Datatype::Fp32 => numbers!(f32, shortest),
         Datatype::Fp64 => numbers!(f64, |value| value),
         Datatype::Bytes => {
-            let mut elements = Vec::new();
             let mut rest = data;
             while let Some((prefix, after)) = rest.split_first_chunk::<4>() {
                 let length = (u32::from_le_bytes(*prefix) as usize).min(after.len());
-                elements.push(json!(String::from_utf8_lossy(&after[..length])));
+                take(json!(String::from_utf8_lossy(&after[..length])))?;
                 rest = &after[length..];
             }
-            Value::Array(elements)
+            Ok(())
         }
     }
 }

@@ -107,10 +107,63 @@ fn deep_nesting_is_refused_without_harm() {
 }
 
 #[test]
+fn more_tensors_than_any_model_has_are_refused_and_not_read() {
+    let tensor = |index| json!({ "name": format!("{index:05x}"), "datatype": "BOOL", "shape": [1], "data": [true] });
+    let many: Vec<_> = (0..60_000).map(tensor).collect();
+    let named: Vec<_> = (0..60_000).map(|_| json!({ "name": "y" })).collect();
+    for body in [json!({ "inputs": many }), json!({ "inputs": [tensor(0)], "outputs": named })] {
+        let began = std::time::Instant::now();
+        let packed = rmp_serde::to_vec_named(&body).expect("encodes");
+        assert!(refusal(ContentType::MessagePack, packed).contains("more than 1024 elements"));
+        assert!(refusal(ContentType::Json, json_body(body)).contains("more than 1024 elements"));
+        assert!(began.elapsed() < std::time::Duration::from_secs(5), "it took {:?}", began.elapsed());
+    }
+    let twice: Vec<_> = (0..1000).chain([7]).map(tensor).collect();
+    assert_eq!(refusal(ContentType::Json, json_body(json!({ "inputs": twice }))), "input `00007` is given twice");
+}
+
+#[test]
+fn fields_are_named_and_no_refusal_repeats_the_body() {
+    let unnamed = rmp_serde::to_vec(&([("x", "BOOL", [1], [true])],)).expect("encodes");
+    assert!(refusal(ContentType::MessagePack, unnamed).contains("a map"));
+    let long = "x".repeat(100_000);
+    for body in [
+        json!({ "inputs": long }),
+        json!({ "inputs": [{ "name": "x", "datatype": long, "shape": [1], "data": [1] }] }),
+        json!({ "inputs": [{ "name": long, "datatype": "FP32", "shape": [1], "data": [true] }] }),
+        json!({ "inputs": [{ "name": "x", "datatype": "FP32", "shape": vec![1; 50_000], "data": [1] }] }),
+        json!({ "inputs": [{ "name": "x", "datatype": "FP32", "shape": [1, i64::MAX, i64::MAX], "data": [1] }] }),
+    ] {
+        let message = refusal(ContentType::Json, json_body(body));
+        assert!(message.len() < 600, "{} bytes: {message}", message.len());
+    }
+}
+
+#[test]
 fn a_length_that_lies_costs_no_memory() {
     // An array that claims 4 billion tensors, then ends.
     assert!(!refusal(ContentType::MessagePack, &b"\x81\xa6inputs\xdd\xff\xff\xff\xff"[..]).is_empty());
     assert!(!refusal(ContentType::MessagePack, &b"\x81\xa6inputs\x91\x81\xa4data\xc6\xff\xff\xff\xff"[..]).is_empty());
+}
+
+#[test]
+fn encoding_ends_at_what_can_be_sent() {
+    let data = Bytes::from(vec![0_u8; 4_000_000]);
+    let output = Tensor { name: "y".into(), datatype: Datatype::Fp32, shape: vec![1_000_000, 1], data };
+    let outputs = vec![output; 100];
+    let response =
+        InferResponse { model_name: "m".into(), model_version: "1".into(), id: "r1".into(), outputs: outputs.clone() };
+    let request = InferRequest { inputs: outputs, outputs: vec![] };
+    let began = std::time::Instant::now();
+    for content_type in [ContentType::MessagePack, ContentType::Json] {
+        let Oversize(at) = encode_response_within(1_000_000, content_type, &response).expect_err("too large");
+        assert!(at > 1_000_000);
+        assert!(encode_request_within(1_000_000, content_type, &request).is_err());
+    }
+    assert!(began.elapsed() < std::time::Duration::from_secs(10), "it took {:?}", began.elapsed());
+    let small = InferResponse { outputs: vec![], ..response };
+    let text = encode_response_within(1000, ContentType::Json, &small).expect("fits");
+    assert_eq!(&text[..], br#"{"id":"r1","model_name":"m","model_version":"1","outputs":[]}"#);
 }
 
 #[test]
