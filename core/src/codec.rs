@@ -266,11 +266,12 @@ fn parse<'a, T: Deserialize<'a>>(content_type: ContentType, body: &'a Bytes) -> 
 /// The refusal of a body, whose error may quote any part of it.
 fn unlike(encoding: &str, error: &dyn fmt::Display) -> Failure {
     let mut error = error.to_string();
-    // What says where it is stands at the end.
-    if error.len() > LONGEST_COMPLAINT {
+    let length = error.chars().count();
+    if length > LONGEST_COMPLAINT {
+        // What says where it is stands at the end.
         let half = LONGEST_COMPLAINT / 2;
-        let (first, last) = (error.floor_char_boundary(half), error.ceil_char_boundary(error.len() - half));
-        error = format!("{} ... {}", &error[..first], &error[last..]);
+        let (first, last) = (error.chars().take(half), error.chars().skip(length - half));
+        error = first.chain(" ... ".chars()).chain(last).collect();
     }
     Failure::invalid(format!("the body is not the {encoding} expected: {error}"))
 }
@@ -283,9 +284,7 @@ fn shown(name: &str) -> String {
 impl WireTensor<'_> {
     fn into_tensor(self, role: &str, body: &Bytes) -> Result<Tensor, Failure> {
         let name = self.name.into_owned();
-        let refuse = |reason: String| {
-            Failure::invalid(format!("{role} `{}`: {reason}", shown(&name)))
-        };
+        let refuse = |reason: String| Failure::invalid(format!("{role} `{}`: {reason}", shown(&name)));
         let Few(shape) = self.shape;
         let datatype = self.datatype.parse().map_err(refuse)?;
         let data = self.data.pack(datatype, Some(&shape), body).map_err(refuse)?;

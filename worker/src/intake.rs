@@ -230,7 +230,9 @@ fn wanted(manifest: &Manifest, names_wanted: &[String]) -> Result<Vec<usize>, Fa
     };
     if names_wanted.len() > manifest.outputs.len() {
         let (given, most) = (names_wanted.len(), manifest.outputs.len());
-        return Err(Failure::invalid(format!("{given} outputs are asked for; the model gives {most}, each of them once")));
+        return Err(Failure::invalid(format!(
+            "{given} outputs are asked for; the model gives {most}, each of them once"
+        )));
     }
     let mut wanted = Vec::with_capacity(names_wanted.len());
     for name in names_wanted {
@@ -332,7 +334,8 @@ mod tests {
 
     #[test]
     fn an_output_is_given_once() {
-        let two = MANIFEST.replace("shape = [-1, 4] }]", "shape = [-1, 4] }, { name = \"z\", datatype = \"FP32\", shape = [-1] }]");
+        let two = MANIFEST
+            .replace("shape = [-1, 4] }]", "shape = [-1, 4] }, { name = \"z\", datatype = \"FP32\", shape = [-1] }]");
         let manifest = Manifest::parse(&two).expect("a manifest");
         let ask = |names: &[&str]| wanted(&manifest, &names.iter().map(ToString::to_string).collect::<Vec<_>>());
         assert_eq!(ask(&["z", "y"]), Ok(vec![1, 0]));

@@ -13,6 +13,7 @@ mod intake;
 mod memory;
 mod meter;
 mod metrics;
+mod onward;
 pub mod package;
 mod plan;
 mod reception;

@@ -1,10 +1,10 @@
 //! Ending a request: its answer is stored or sent first, and only then is it settled.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use bytes::Bytes;
-use sluice_core::broker::{Broker, BrokerError, Death, Receipt, Replied, Reply, Settlement, Submission};
+use sluice_core::broker::{Broker, BrokerError, Death, Replied, Reply, Settlement, Submission};
 use sluice_core::clock::{UnixMs, unix_ms};
 use sluice_core::manifest::Limits;
 use sluice_core::{Envelope, ErrorCode, Failure, ModelName, RequestId, codec};
@@ -13,16 +13,14 @@ use tracing::{debug, warn};
 use crate::engine::{Blame, EngineError};
 use crate::intake::{Rejection, Ticket};
 use crate::metrics::{ModelMetrics, Outcome};
-
-/// How often an answer is sent again while the broker is away. After that the request is left to be retried.
-const TRIES: u32 = 40;
-/// The pause between tries.
-const PAUSE: Duration = Duration::from_millis(500);
+use crate::onward::{Onward, PATIENCE, PAUSE, Sent};
 
 /// What became of a request.
 pub enum Verdict {
     /// The model answered, encoded as the request was.
     Answered(Bytes),
+    /// The model answered, and the answer is larger than can be sent: so much was encoded of it.
+    TooLarge { size: usize, limit: usize },
     /// It did not get as far as a batch.
     Rejected(Rejection),
     /// Its deadline passed while it waited for a slot.
@@ -40,6 +38,7 @@ pub struct Replier {
     pub limits: Limits,
     pub host: String,
     pub metrics: Arc<ModelMetrics>,
+    pub onward: Onward,
 }
 
 /// Why an answer cannot be delivered, ever.
@@ -105,14 +104,23 @@ impl Replier {
             Verdict::Answered(body) => {
                 match self.forward(&ticket, body).await? {
                     // As of a request that names a version or a deadline of its own: whoever asked is told, and nothing is kept.
-                    Err(Undeliverable(failure)) if failure.code == ErrorCode::NotFound => {
+                    Sent::Never(failure) if failure.code == ErrorCode::NotFound => {
                         self.refuse(ticket, failure, Outcome::Invalid).await
                     }
-                    Err(Undeliverable(failure)) if failure.code == ErrorCode::DeadlineExceeded => {
+                    Sent::Never(failure) if failure.code == ErrorCode::DeadlineExceeded => {
                         self.refuse(ticket, failure, Outcome::ExpiredReply).await
                     }
-                    sent => self.sent(ticket, sent, Outcome::Forwarded).await,
+                    Sent::Never(failure) => self.sent(ticket, Err(Undeliverable(failure)), Outcome::Forwarded).await,
+                    Sent::Full(reason) => self.failed(ticket, EngineError::new(Blame::Circumstances, reason)).await,
+                    Sent::On => self.sent(ticket, Ok(()), Outcome::Forwarded).await,
                 }
+            }
+            Verdict::TooLarge { size, limit } => {
+                let reason = format!(
+                    "its answer cannot be sent: a message of {size} bytes or more is too large: the broker takes {limit}"
+                );
+                let attempts = ticket.charged + 1;
+                self.bury(ticket, Failure::new(ErrorCode::ResourceExhausted, reason), attempts).await
             }
             Verdict::Rejected(Rejection::Refused(failure)) => self.refuse(ticket, failure, Outcome::Invalid).await,
             Verdict::Rejected(Rejection::Expired) => self.refuse_late(ticket, Outcome::ExpiredFetch).await,
@@ -195,10 +203,10 @@ impl Replier {
         Ok(Outcome::Dead)
     }
 
-    /// Submits the outputs to the next model of a pipeline, and again while its queue is full or the broker away.
-    async fn forward(&self, ticket: &Ticket, body: Bytes) -> Result<Result<(), Undeliverable>, BrokerError> {
+    /// Submits the outputs to the next model of a pipeline.
+    async fn forward(&self, ticket: &Ticket, body: Bytes) -> Result<Sent, BrokerError> {
         let (Some((model, then)), Some(id)) = (ticket.then.split_first(), &ticket.id) else {
-            return Ok(Err(Undeliverable(Failure::invalid("it has no next model"))));
+            return Ok(Sent::Never(Failure::invalid("it has no next model")));
         };
         let envelope = Envelope {
             content_type: ticket.content_type,
@@ -215,30 +223,7 @@ impl Replier {
         // a pipeline may come back to a queue within a millisecond, and what tells its steps apart is how many are left.
         let submission_id = format!("{id}.{}.{}", then.len(), unix_ms());
         let submission = Submission { submission_id, ..Submission::new(model.clone(), envelope, body) };
-        let mut tries = 0;
-        loop {
-            match self.broker.submit(submission.clone()).await {
-                Ok(Receipt::Queued | Receipt::Duplicate) => return Ok(Ok(())),
-                Err(failed) if failed.is_transient() => {
-                    tries += 1;
-                    if tries == TRIES {
-                        return Err(failed);
-                    }
-                    debug!(model = %self.model, next = %model, id = %id, error = %failed, "outputs are sent on again");
-                    tokio::time::sleep(PAUSE).await;
-                }
-                Err(failed) => {
-                    let code = match failed {
-                        BrokerError::Expired(_) => ErrorCode::DeadlineExceeded,
-                        BrokerError::UnknownModel(_) => ErrorCode::NotFound,
-                        BrokerError::TooLarge { .. } => ErrorCode::ResourceExhausted,
-                        _ => ErrorCode::Internal,
-                    };
-                    let reason = format!("its outputs cannot go on to model `{model}`: {failed}");
-                    return Ok(Err(Undeliverable(Failure::new(code, reason))));
-                }
-            }
-        }
+        self.onward.submit(submission, |submission| self.broker.submit(submission)).await
     }
 
     /// Sends an answer, and again while the broker is away.
@@ -258,7 +243,8 @@ impl Replier {
             body,
             traceparent: ticket.traceparent.clone(),
         };
-        let mut tries = 0;
+        let began = Instant::now();
+        let mut waiting = None;
         loop {
             match self.broker.reply(to, &reply).await {
                 Ok(Replied::Sent) => return Ok(Ok(())),
@@ -271,14 +257,15 @@ impl Replier {
                         Failure::new(ErrorCode::ResourceExhausted, format!("its answer cannot be sent: {failed}"));
                     return Ok(Err(Undeliverable(failure)));
                 }
-                Err(failed @ (BrokerError::Unusable(_) | BrokerError::Denied(_))) => {
+                Err(failed @ (BrokerError::Unusable(_) | BrokerError::Denied(_) | BrokerError::Refused(_))) => {
                     return Ok(Err(Undeliverable(Failure::invalid(format!("its answer cannot be sent: {failed}")))));
                 }
                 Err(failed) => {
-                    tries += 1;
-                    if tries == TRIES {
+                    // Then it is left to be delivered again.
+                    if began.elapsed() >= PATIENCE {
                         return Err(failed);
                     }
+                    waiting.get_or_insert_with(|| self.onward.wait());
                     debug!(model = %self.model, id = %id, error = %failed, "an answer is sent again");
                     tokio::time::sleep(PAUSE).await;
                 }

@@ -15,6 +15,7 @@ use crate::board::Place;
 use crate::engine::{Device, Model};
 use crate::memory::Reservation;
 use crate::metrics::ModelMetrics;
+use crate::onward::Onward;
 use crate::package::Package;
 use crate::reception::Reception;
 use crate::reply::Replier;
@@ -77,6 +78,7 @@ impl Serving {
             limits: self.package.manifest.limits.clone(),
             host: self.host.clone(),
             metrics: Arc::clone(&self.metrics),
+            onward: Onward::default(),
         })
     }
 
@@ -139,6 +141,8 @@ impl Ready {
         };
         let mut watch = tokio::time::interval(WATCH);
         watch.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // Those for which others are taken: what waits for another queue holds nothing that slots live on.
+        let mut lent = 0;
         let end = loop {
             let wake = station.dispatch()?;
             if let Some(fault) = station.fault.take() {
@@ -181,6 +185,11 @@ impl Ready {
                 () = sleep_until(wake) => {}
                 _ = watch.tick() => {
                     station.watch();
+                    let waiting = station.waiting();
+                    if let Some(consumer) = consumer.as_mut().filter(|_| waiting != lent) {
+                        consumer.set_credit(station.credit());
+                        lent = waiting;
+                    }
                     // While it drains it is another version's that receives, and tells.
                     if let Some(consumer) = &consumer {
                         reception.look(consumer.trouble(), Instant::now());

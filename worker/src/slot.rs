@@ -52,8 +52,18 @@ pub struct Work {
     /// As it was when the batch was cut: a model may be tuned while it serves.
     pub package: Arc<Package>,
     pub jobs: Vec<Job>,
+    /// Nothing larger can be sent, so no more of an answer is encoded.
+    pub largest_answer: usize,
     /// Its tensors, if they were filled while the batch before it ran.
     pub gathered: Option<Gathered>,
+}
+
+/// Why a request of a batch has no answer.
+pub enum Unanswered {
+    /// Running it failed.
+    Failed(EngineError),
+    /// It would be larger than `limit`: encoding ended at `size`.
+    TooLarge { size: usize, limit: usize },
 }
 
 /// A batch that was run.
@@ -61,7 +71,7 @@ pub struct Finished {
     pub slot: usize,
     pub batch: u64,
     /// One encoded answer or error per request.
-    pub answers: Vec<Result<Bytes, EngineError>>,
+    pub answers: Vec<Result<Bytes, Unanswered>>,
     /// Rows of each execution: more than one if the batch was split or run in pieces.
     pub executions: Vec<usize>,
     pub took: Duration,
@@ -271,21 +281,25 @@ impl Thread {
     }
 
     fn serve(&mut self, model: &Arc<dyn Model>) {
-        while let Some(work) = self.receiver.blocking_recv() {
+        while let Some(mut work) = self.receiver.blocking_recv() {
             let began = Instant::now();
             let batch = work.batch;
             let count = work.jobs.len();
             let mut executions = Vec::with_capacity(1);
             let run = catch_unwind(AssertUnwindSafe(|| {
-                execute(model, work, &mut |rows| {
+                let mut note = |rows| {
                     executions.push(rows);
                     self.clock.start();
-                })
+                };
+                let outcomes = execute(model, &mut work, &mut note);
+                // Encoding is bounded by itself: what takes its time there is no hung model.
+                self.clock.stop();
+                encode(&work, outcomes)
             }));
             self.clock.stop();
             let answers = run.unwrap_or_else(|_| {
                 let error = EngineError::new(Blame::Request, "the engine panicked");
-                (0..count).map(|_| Err(error.clone())).collect()
+                (0..count).map(|_| Err(Unanswered::Failed(error.clone()))).collect()
             });
             let finished = Finished { slot: self.index, batch, answers, executions, took: began.elapsed() };
             if self.finished.send(finished).is_err() {
@@ -295,18 +309,27 @@ impl Thread {
     }
 }
 
-fn execute(model: &Arc<dyn Model>, work: Work, note: &mut dyn FnMut(usize)) -> Vec<Result<Bytes, EngineError>> {
+fn execute(
+    model: &Arc<dyn Model>,
+    work: &mut Work,
+    note: &mut dyn FnMut(usize),
+) -> Vec<Result<Vec<Tensor>, EngineError>> {
     let inputs: Vec<&[Tensor]> = work.jobs.iter().map(|job| job.inputs.as_slice()).collect();
+    run_requests(model, &inputs, work.gathered.take(), work.package.manifest.batching.max_rows, note)
+}
+
+fn encode(work: &Work, outcomes: Vec<Result<Vec<Tensor>, EngineError>>) -> Vec<Result<Bytes, Unanswered>> {
     let manifest = &work.package.manifest;
-    let outcomes = run_requests(model, &inputs, work.gathered, manifest.batching.max_rows, note);
+    let limit = work.largest_answer;
+    let too_large = |codec::Oversize(size)| Unanswered::TooLarge { size, limit };
     let encode = |(job, outcome): (&Job, Result<Vec<Tensor>, EngineError>)| {
-        let mut outputs = outcome?;
+        let mut outputs = outcome.map_err(Unanswered::Failed)?;
         if !job.outputs.is_empty() {
             outputs = job.outputs.iter().filter_map(|index| outputs.get(*index).cloned()).collect();
         }
         if job.becomes == Becomes::Request {
             let request = InferRequest { inputs: outputs, outputs: Vec::new() };
-            return Ok(codec::encode_request(job.content_type, &request));
+            return codec::encode_request_within(limit, job.content_type, &request).map_err(too_large);
         }
         let response = InferResponse {
             model_name: manifest.name.as_str().into(),
@@ -314,7 +337,7 @@ fn execute(model: &Arc<dyn Model>, work: Work, note: &mut dyn FnMut(usize)) -> V
             id: job.id.as_ref().map_or("", |id| id.as_str()).into(),
             outputs,
         };
-        Ok(codec::encode_response(job.content_type, &response))
+        codec::encode_response_within(limit, job.content_type, &response).map_err(too_large)
     };
     work.jobs.iter().zip(outcomes).map(encode).collect()
 }

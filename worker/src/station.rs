@@ -22,7 +22,7 @@ use crate::engine::{Blame, EngineError};
 use crate::intake::{self, Rejection, Request, Ticket};
 use crate::reply::{Replier, Verdict};
 use crate::serve::{Serving, Tuned};
-use crate::slot::{Becomes, Finished, Job, Started, Work};
+use crate::slot::{Becomes, Finished, Job, Started, Unanswered, Work};
 use slots::Slots;
 
 /// How many batches' worth of requests each slot may hold: one runs, one is prepared, one is on its way.
@@ -31,6 +31,8 @@ const BATCHES_PER_SLOT: usize = 3;
 const LEAST_CREDIT: usize = 4;
 /// However small the requests, no host holds more.
 const MOST_CREDIT: usize = 4096;
+/// However many wait to be sent on or answered, no host holds more beside those.
+const MOST_WAITING: usize = 1024;
 
 /// The state of a model that is served.
 pub struct Station {
@@ -110,7 +112,13 @@ impl Station {
     /// Requests that slots can soon use.
     pub fn credit(&self) -> usize {
         let rows = BATCHES_PER_SLOT * self.slots.staying() * self.serving.package.manifest.batching.max_rows;
-        ((rows as f64 / self.rows_per_request.unwrap_or(1.0)).ceil() as usize).clamp(LEAST_CREDIT, MOST_CREDIT)
+        let of_slots = (rows as f64 / self.rows_per_request.unwrap_or(1.0)).ceil() as usize;
+        of_slots.clamp(LEAST_CREDIT, MOST_CREDIT) + self.waiting()
+    }
+
+    /// Requests that only wait to be sent on or answered, as far as others are taken in their stead.
+    pub fn waiting(&self) -> usize {
+        self.replier.onward.waiting().min(MOST_WAITING)
     }
 
     pub fn receive(&mut self, delivery: Delivery) {
@@ -201,7 +209,8 @@ impl Station {
         }
         self.running.insert(batch, Running { slot, tickets, rows });
         self.count_running();
-        let work = Work { batch, package: Arc::clone(&self.serving.package), jobs, gathered: None };
+        let largest_answer = self.serving.broker.largest_message();
+        let work = Work { batch, package: Arc::clone(&self.serving.package), jobs, largest_answer, gathered: None };
         self.slots.give(slot, room, work)
     }
 
@@ -231,7 +240,8 @@ impl Station {
         for (ticket, answer) in tickets.into_iter().zip(answers) {
             let verdict = match answer {
                 Ok(body) => Verdict::Answered(body),
-                Err(error) => {
+                Err(Unanswered::TooLarge { size, limit }) => Verdict::TooLarge { size, limit },
+                Err(Unanswered::Failed(error)) => {
                     if error.blame == Blame::Process {
                         self.fault = Some(error.detail.clone());
                     }

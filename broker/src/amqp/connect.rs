@@ -230,7 +230,9 @@ impl Link {
     pub(super) fn refuse_oversize(&self, properties: &BasicProperties) -> Result<()> {
         let (size, frame) = (size::of_frame(properties), self.frame.load(Ordering::Relaxed));
         match size > frame {
-            true => Err(BrokerError::TooLarge { size, limit: format!("headers must fit into a frame of {frame} bytes") }),
+            true => {
+                Err(BrokerError::TooLarge { size, limit: format!("headers must fit into a frame of {frame} bytes") })
+            }
             false => Ok(()),
         }
     }
