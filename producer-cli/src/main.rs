@@ -48,7 +48,10 @@ mod exit {
 }
 
 fn main() -> ExitCode {
-    sluice_service::stack::prepare_process();
+    sluice_service::stack::with_room(begin)
+}
+
+fn begin() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {

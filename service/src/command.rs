@@ -11,8 +11,11 @@ use crate::stack;
 const USAGE: u8 = 64;
 
 /// Reads the command line, runs, and tells what went wrong.
-pub fn main<T: Parser>(run: impl FnOnce(T) -> anyhow::Result<ExitCode>) -> ExitCode {
-    stack::prepare_process();
+pub fn main<T: Parser>(run: impl FnOnce(T) -> anyhow::Result<ExitCode> + Send + 'static) -> ExitCode {
+    stack::with_room(|| begin(run))
+}
+
+fn begin<T: Parser>(run: impl FnOnce(T) -> anyhow::Result<ExitCode>) -> ExitCode {
     let code = match T::try_parse() {
         Ok(arguments) => run(arguments).unwrap_or_else(|error| {
             print::note(format_args!("Error: {error:?}\n"));

@@ -2,13 +2,20 @@
 
 /// Bytes of a thread's stack: addresses, of which only what is used takes memory. The AMQP client reads a message's headers by recursion, some
 /// kilobytes for each table within a table, on a thread whose stack nobody else can choose; a frame of 128 KiB holds 26,000 of them.
-const STACK: &str = "268435456";
+const STACK: usize = 256 << 20;
 
-/// Gives threads that choose no stack of their own enough of it. To be called before the first is started.
-pub fn prepare_process() {
+/// Runs a program where its stack, and that of every thread which chooses none of its own, has enough room. To be called before any other
+/// thread is started.
+pub fn with_room<T: Send + 'static>(program: impl FnOnce() -> T + Send + 'static) -> T {
     const VARIABLE: &str = "RUST_MIN_STACK";
     if std::env::var_os(VARIABLE).is_none() {
         // SAFETY: there is no other thread yet that could read the environment.
-        unsafe { std::env::set_var(VARIABLE, STACK) };
+        unsafe { std::env::set_var(VARIABLE, STACK.to_string()) };
+    }
+    // The system chose the stack of the first thread.
+    let main = std::thread::Builder::new().name("main".into()).stack_size(STACK).spawn(program);
+    match main.expect("a process can start a thread").join() {
+        Ok(ended) => ended,
+        Err(panic) => std::panic::resume_unwind(panic),
     }
 }

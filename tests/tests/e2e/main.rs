@@ -8,6 +8,7 @@ mod files;
 mod forged;
 mod leases;
 mod models;
+mod nested;
 mod operations;
 mod outputs;
 mod placing;
