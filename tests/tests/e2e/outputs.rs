@@ -118,6 +118,8 @@ pub async fn a_run_that_could_not_write_says_so_and_is_gone_on_with(kind: Kind) 
     assert!(!stack.folder().join("out").exists(), "it is not complete");
     let again = stack.cli(&arguments)?;
     assert!(said(&again).contains("was interrupted"), "{}", said(&again));
+    // What still waits or runs is asked for again where the broker drops no repetition.
+    stack.wait_until_empty(&stack.connect().await?, &"m".parse()?).await?;
     let run = stack.cli(&[arguments.as_slice(), &["--resume"]].concat())?;
     assert!(run.status.success(), "{}", said(&run));
     let answers = lines(&stack, "out")?;
