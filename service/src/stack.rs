@@ -9,8 +9,12 @@ const STACK: usize = 256 << 20;
 pub fn with_room<T: Send + 'static>(program: impl FnOnce() -> T + Send + 'static) -> T {
     const VARIABLE: &str = "RUST_MIN_STACK";
     if std::env::var_os(VARIABLE).is_none() {
-        // SAFETY: there is no other thread yet that could read the environment.
+        // SAFETY: there is no other thread that could read the environment.
         unsafe { std::env::set_var(VARIABLE, STACK.to_string()) };
+        // The standard library reads it with the first thread, and what this process starts is not to have it.
+        _ = std::thread::spawn(|| ()).join();
+        // SAFETY: as above; that thread has ended.
+        unsafe { std::env::remove_var(VARIABLE) };
     }
     // The system chose the stack of the first thread.
     let main = std::thread::Builder::new().name("main".into()).stack_size(STACK).spawn(program);

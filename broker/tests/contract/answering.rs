@@ -60,7 +60,9 @@ pub async fn a_result_is_written_once_and_survives_a_restart(rig: &mut dyn Rig) 
     let again = rig::connection(rig).await?;
     assert_eq!(again.stored_results(&job, &["r1".parse()?, "r2".parse()?]).await?, [reply("r1", "first")]);
     // Copies of what is stored reach only those who are there.
-    while broker.stored_results(&job, &["r1".parse()?]).await.is_err() {
+    let deadline = tokio::time::Instant::now() + SOON;
+    while let Err(error) = broker.stored_results(&job, &["r1".parse()?]).await {
+        assert!(tokio::time::Instant::now() < deadline, "{error:?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     again.reply(&to, &reply("r2", "after")).await?;
