@@ -102,7 +102,7 @@ impl Consumer for AmqpConsumer {
 
     async fn stop(mut self: Box<Self>) {
         if self.sources().await.is_ok()
-            && let Some(sources) = self.sources
+            && let Some(sources) = &mut self.sources
         {
             sources.stop().await;
         }

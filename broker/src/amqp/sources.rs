@@ -98,7 +98,7 @@ impl Sources {
             open = retried.receive() => open,
         };
         if !open {
-            self.lose_channel();
+            self.notice_the_end();
         }
     }
 
@@ -114,15 +114,27 @@ impl Sources {
             }
         }
         if lost {
-            self.lose_channel();
+            self.notice_the_end();
         }
         let source = self.turns.next(self.each.each_ref().map(|source| !source.buffered.is_empty()))?;
         let (message, unsettled) = self.each[source].buffered.pop_front()?;
         Some(self.deliver(source, message, unsettled))
     }
 
+    /// A consumer has ended. It does so with its queue too: then its channel still is of use to the others, and to what came
+    /// by it.
+    fn notice_the_end(&mut self) {
+        if !self.is_connected() {
+            self.lose_channel();
+        }
+    }
+
+    fn is_connected(&self) -> bool {
+        self.channel.as_ref().is_some_and(|channel| channel.status().connected())
+    }
+
     /// Stops receiving, and gives back what was not handed out.
-    pub(super) async fn stop(mut self) {
+    pub(super) async fn stop(&mut self) {
         for source in 0..SOURCES {
             if self.cancel(source).await.is_err() {
                 // Its channel is gone, and what it held comes back by itself.
@@ -161,9 +173,17 @@ impl Sources {
     /// Makes the channel and the consumers that should be there. Not to be interrupted: what a forgotten consumer receives
     /// would be lost to everyone until its channel ends.
     pub(super) async fn divide(&mut self, credit: usize) -> Result<()> {
-        if !self.channel.as_ref().is_some_and(|channel| channel.status().connected()) {
+        if !self.is_connected() {
             self.lose_channel();
-            look_for_queues(&self.link, &self.model).await?;
+        }
+        if self.each.iter().any(|source| source.consumer.is_none())
+            && let Err(error) = look_for_queues(&self.link, &self.model).await
+        {
+            if error.is_of_a_lost_queue() {
+                // Nobody is served by halves, and what is here would wait for the queue's return.
+                self.stop().await;
+            }
+            return Err(error);
         }
         for (source, share) in self.shares(credit).into_iter().enumerate() {
             let state = &mut self.each[source];
@@ -204,16 +224,15 @@ impl Sources {
         while let Ok(Some(Ok(message))) = tokio::time::timeout(LAST, consumer.next()).await {
             received.push(message);
         }
-        state.consumer = None;
         received.into_iter().for_each(|message| state.take_in(message));
-        state.former.push(std::mem::take(&mut state.unsettled));
+        state.end();
         cancelled
     }
 
     async fn begin(&mut self, source: usize, prefetch: usize) -> Result<()> {
-        let channel = match self.channel.as_ref().filter(|channel| channel.status().connected()) {
-            Some(channel) => channel.clone(),
-            None => {
+        let channel = match &self.channel {
+            Some(channel) if channel.status().connected() => channel.clone(),
+            _ => {
                 self.lose_channel();
                 self.channel.insert(self.link.channel().await?).clone()
             }
@@ -308,6 +327,12 @@ impl Source {
         self.full.is_some_and(|full| full.elapsed() < BUSY_FOR)
     }
 
+    /// Its consumer is no more; what it received stays.
+    fn end(&mut self) {
+        self.consumer = None;
+        self.former.push(std::mem::take(&mut self.unsettled));
+    }
+
     fn take_in(&mut self, message: Message) {
         self.unsettled.fetch_add(1, Ordering::AcqRel);
         self.buffered.push_back((message, Arc::clone(&self.unsettled)));
@@ -321,7 +346,10 @@ impl Source {
                 self.take_in(message);
                 true
             }
-            Some(Err(_)) | None => false,
+            Some(Err(_)) | None => {
+                self.end();
+                false
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ use async_nats::{Client, Message};
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, Interval};
+use tokio::time::Instant;
 use tracing::{debug, trace, warn};
 
 use sluice_core::broker::{BrokerError, Consumer, Delivery, Result, Settlement};
@@ -36,6 +36,7 @@ const ORDER_EXPIRES: Duration = Duration::from_secs(2);
 /// An order that has not ended this long after it was sent was lost, perhaps with the server that had it: each lane may
 /// have another one.
 const ORDER_LOST: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Unsettled deliveries, counted where they end.
 #[derive(Default)]
@@ -78,7 +79,7 @@ pub(super) struct NatsConsumer {
     /// When the last order of each lane was sent.
     ordered: [Instant; 3],
     /// When to look for orders that were lost.
-    look: Interval,
+    look: Instant,
     /// Why the orders can no longer be counted; they are then made anew.
     broken: Option<String>,
     deaf: Deaf,
@@ -113,7 +114,7 @@ pub(super) async fn open(nats: &Nats, model: &ModelName, credit: usize) -> Resul
         chosen: None,
         connection,
         ordered: [Instant::now(); 3],
-        look: tokio::time::interval(Duration::from_secs(1)),
+        look: Instant::now() + LOOK_EVERY,
         broken: None,
         deaf: Deaf::default(),
         denials: Arc::clone(&nats.denials),
@@ -128,12 +129,17 @@ impl Consumer for NatsConsumer {
                 self.order().await?;
             }
             self.take_in();
-            if let Some(delivery) = self.hand_out().await? {
-                return Ok(delivery);
-            }
             let now = Instant::now();
+            // First: as long as the other lanes have a backlog there is always something to hand out.
+            if now >= self.look {
+                self.look = now + LOOK_EVERY;
+                self.look_for_lost_orders();
+            }
             if let Some((lane, why)) = self.deaf.news(now) {
                 return Err(self.cannot_receive(lane, why));
+            }
+            if let Some(delivery) = self.hand_out().await? {
+                return Ok(delivery);
             }
             let next_try = self.deaf.next_try(now);
             if self.broken.is_some() {
@@ -154,7 +160,7 @@ impl Consumer for NatsConsumer {
                         self.broken = Some("the connection was made anew".into());
                     }
                 }
-                _ = self.look.tick() => self.look_for_lost_orders(),
+                () = tokio::time::sleep_until(self.look) => {}
                 () = sleep_until(next_try) => {}
             }
         }

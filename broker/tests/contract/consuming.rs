@@ -213,6 +213,43 @@ pub async fn a_consumer_that_lost_its_queue_says_so_and_goes_on_once_it_is_made_
     Ok(())
 }
 
+/// One lane is lost under a consumer that always has something of another lane to hand out, and holds some of it.
+pub async fn what_a_consumer_held_when_a_lane_was_lost_is_not_charged(rig: &mut dyn Rig) -> Result<()> {
+    let broker = with_queue(rig).await?;
+    let mut consumer = broker.consume(&model(), 64).await?;
+    fill(&broker, Lane::High, 4).await?;
+    let held = next(&mut consumer).await?;
+    rig.lose_lane(&model(), Lane::Low).await?;
+    let until = tokio::time::Instant::now() + SOON;
+    loop {
+        match tokio::time::timeout_at(until, consumer.next()).await.context("the consumer says what it lost")? {
+            Ok(delivery) => {
+                assert_eq!(delivery.charged, 0);
+                delivery.hold.settle(Settlement::GiveBack).await?;
+            }
+            Err(error) => {
+                assert!(error.is_of_a_lost_queue(), "{error:?}");
+                break;
+            }
+        }
+    }
+    // What was handed out is settled as ever, whatever becomes of the consumer.
+    let done = id(&held);
+    held.hold.settle(Settlement::Done).await?;
+    consumer.stop().await;
+    let _ = with_queue(rig).await?;
+    let mut consumer = broker.consume(&model(), 8).await?;
+    let mut seen = std::collections::BTreeSet::new();
+    while seen.len() < 3 {
+        let delivery = next(&mut consumer).await?;
+        assert_eq!(delivery.charged, 0, "`{}` was charged", id(&delivery));
+        assert_ne!(id(&delivery), done);
+        seen.insert(id(&delivery));
+        delivery.hold.settle(Settlement::Done).await?;
+    }
+    nothing(&mut consumer).await
+}
+
 /// A lane that is lost for a while must not cost the requests of the others their attempts.
 pub async fn what_is_received_beside_a_lost_lane_is_not_charged(rig: &mut dyn Rig) -> Result<()> {
     let broker = with_queue(rig).await?;

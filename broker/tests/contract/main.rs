@@ -66,7 +66,8 @@ contract! {
         lowering_the_credit_leaves_no_lane_deaf,
         stopping_gives_back_what_was_on_its_way,
         a_consumer_that_lost_its_queue_says_so_and_goes_on_once_it_is_made_again,
-        what_is_received_beside_a_lost_lane_is_not_charged;
+        what_is_received_beside_a_lost_lane_is_not_charged,
+        what_a_consumer_held_when_a_lane_was_lost_is_not_charged;
     start settling:
         done_removes,
         a_request_is_redelivered_when_its_consumer_dies,
