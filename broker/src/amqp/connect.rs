@@ -43,6 +43,8 @@ pub(super) struct Link {
     telling: Shared,
     pub standing: Arc<Standing>,
     one_at_a_time: tokio::sync::Mutex<Option<Channel>>,
+    /// Held by who looks for an exchange, as the others' channels are.
+    pub declaring: tokio::sync::Mutex<()>,
     /// Exchanges and result streams that are known to be there, and where something was stored.
     seen: Mutex<HashSet<String>>,
     /// The settings that were last compared with this program's own configuration.
@@ -53,17 +55,31 @@ pub(super) struct Link {
     frame: AtomicUsize,
 }
 
+/// A channel that many use. Who needs it first opens it, and the others wait for that: one for each of thousands that come at once
+/// would be more than a connection may have.
 #[derive(Default)]
-struct Shared(RwLock<Option<Channel>>);
+struct Shared {
+    channel: RwLock<Option<Channel>>,
+    opening: tokio::sync::Mutex<()>,
+}
 
 impl Shared {
     fn get(&self) -> Option<Channel> {
-        let channel = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let channel = self.channel.read().unwrap_or_else(PoisonError::into_inner);
         channel.as_ref().filter(|channel| channel.status().connected()).cloned()
     }
 
-    fn set(&self, channel: &Channel) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(channel.clone());
+    async fn get_or_open(&self, standing: &Standing, open: impl Future<Output = Result<Channel>>) -> Result<Channel> {
+        if let Some(channel) = self.get() {
+            return Ok(channel);
+        }
+        let _opening = standing.in_time("opening a channel", self.opening.lock()).await?;
+        if let Some(channel) = self.get() {
+            return Ok(channel);
+        }
+        let channel = open.await?;
+        *self.channel.write().unwrap_or_else(PoisonError::into_inner) = Some(channel.clone());
+        Ok(channel)
     }
 }
 
@@ -73,6 +89,7 @@ pub(crate) async fn connect(options: &Options) -> Result<Amqp> {
         shown_url: options.shown_url(),
         user: options.user(),
         live: tokio::sync::Mutex::default(),
+        declaring: tokio::sync::Mutex::default(),
         publishing: Shared::default(),
         telling: Shared::default(),
         standing: Arc::default(),
@@ -245,12 +262,7 @@ impl Link {
 
     /// The channel for what must be stored.
     pub(super) async fn publishing(&self) -> Result<Channel> {
-        if let Some(channel) = self.publishing.get() {
-            return Ok(channel);
-        }
-        let channel = self.confirming().await?;
-        self.publishing.set(&channel);
-        Ok(channel)
+        self.publishing.get_or_open(&self.standing, self.confirming()).await
     }
 
     /// The channel for publishes of which no other is under way, and where to put it back once nothing is.
@@ -271,12 +283,7 @@ impl Link {
 
     /// The channel for what may get lost.
     pub(super) async fn telling(&self) -> Result<Channel> {
-        if let Some(channel) = self.telling.get() {
-            return Ok(channel);
-        }
-        let channel = self.channel().await?;
-        self.telling.set(&channel);
-        Ok(channel)
+        self.telling.get_or_open(&self.standing, self.channel()).await
     }
 
     pub(super) async fn close(&self) -> Result<()> {

@@ -64,16 +64,21 @@ pub(super) async fn ensure_exchange(link: &Link, name: &str) -> Result<()> {
     if link.has_seen(name) {
         return Ok(());
     }
+    let what = format!("declaring exchange `{name}`");
+    // Of many that come at once, one declares it.
+    let _declaring = link.standing.in_time(&what, link.declaring.lock()).await?;
+    if link.has_seen(name) {
+        return Ok(());
+    }
     let kind = names::kind_of(name);
     let declare = async |passive: bool| {
         let channel = link.channel().await?;
         let options = ExchangeDeclareOptions { durable: true, passive, ..Default::default() };
-        let what = format!("declaring exchange `{name}`");
         let declared = channel.exchange_declare(name.into(), kind.clone(), options, FieldTable::default());
         match link.standing.in_time(&what, declared).await? {
             Ok(()) => Ok(true),
             Err(error) if passive && is_not_found(&error) => Ok(false),
-            Err(error) => Err(other(what, error)),
+            Err(error) => Err(other(&what, error)),
         }
     };
     if !declare(true).await? {

@@ -50,6 +50,7 @@ contract! {
     start submitting:
         a_repeated_submission_is_stored_once,
         a_request_asked_again_after_its_answer_was_lost_is_answered,
+        thousands_may_submit_at_once_on_a_new_connection,
         a_full_queue_an_unknown_model_and_a_large_body_are_three_errors,
         a_request_whose_deadline_has_passed_is_refused,
         an_unknown_model_costs_only_those_who_ask_for_it,

@@ -64,6 +64,14 @@ pub async fn a_request_asked_again_after_its_answer_was_lost_is_answered(rig: &m
     Ok(())
 }
 
+/// More than a connection may have channels of RabbitMQ's: 2,047, unless it is told otherwise.
+pub async fn thousands_may_submit_at_once_on_a_new_connection(rig: &mut dyn Rig) -> Result<()> {
+    drop(with_queue(rig).await?);
+    let broker = rig::connection(rig).await?;
+    rig::fill(&broker, Lane::Normal, 3000).await?;
+    wait_for_counts(&broker, (3000, 0)).await
+}
+
 pub async fn a_full_queue_an_unknown_model_and_a_large_body_are_three_errors(rig: &mut dyn Rig) -> Result<()> {
     let broker = with_limits(rig, 2, 4096).await?;
     broker.submit(request("r1")).await?;
