@@ -2,11 +2,11 @@
 //! run without `LD_LIBRARY_PATH`. torch-sys hands its location to direct dependents only.
 use std::path::{Path, PathBuf};
 
-const SHIM: &str = "native/shim.cpp";
+const SHIM: [&str; 2] = ["native/shim.cpp", "native/gpu.cpp"];
 
 fn main() {
     println!("cargo:rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");
-    println!("cargo:rerun-if-changed={SHIM}");
+    println!("cargo:rerun-if-changed=native");
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys names libtorch's folder");
     // As it is named, which follows a cache that moves, and where that is now, which outlives the checkout.
     let named = std::path::absolute(&lib).unwrap_or_else(|_| PathBuf::from(&lib));
@@ -33,6 +33,6 @@ fn compile(lib: &Path) {
         .includes([include.clone(), include.join("torch/csrc/api/include")])
         .define("_GLIBCXX_USE_CXX11_ABI", &*abi)
         .define("GLOG_USE_GLOG_EXPORT", None)
-        .file(SHIM)
+        .files(SHIM)
         .compile("sluice_shim");
 }

@@ -2,6 +2,7 @@
 
 pub mod binaries;
 pub mod fixture;
+pub mod load;
 pub mod proxy;
 pub mod stack;
 

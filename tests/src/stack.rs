@@ -136,9 +136,14 @@ impl Stack {
 
     /// Starts a host that runs what a scaler says and does not wait.
     pub fn launch_host(&mut self, capacity: usize) -> Result<Worker> {
+        self.launch_host_of("cpu", capacity)
+    }
+
+    /// The same with room for so many slots on `cpu` or `cuda:N` alone.
+    pub fn launch_host_of(&mut self, device: &str, capacity: usize) -> Result<Worker> {
         let (cache, registry) = (self.folder().join("packages"), self.registry_url());
         let config = format!(
-            "capacity = {{ cpu = {capacity} }}\ncache = \"{}\"\n[registry]\nurl = \"{registry}\"\n",
+            "capacity = {{ \"{device}\" = {capacity} }}\ncache = \"{}\"\n[registry]\nurl = \"{registry}\"\n",
             cache.display()
         );
         self.start_worker("", &config)

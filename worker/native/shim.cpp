@@ -2,19 +2,19 @@
 // any layout made plain, what a model prints, and which operators its code may name. Every function catches what libtorch throws and hands
 // its text out by `error`.
 
-#include <cstring>
 #include <set>
 #include <sstream>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include <c10/util/Exception.h>
 #include <torch/csrc/jit/ir/alias_analysis.h>
 #include <torch/csrc/jit/passes/inliner.h>
 #include <torch/csrc/jit/runtime/operator.h>
 #include <torch/csrc/jit/runtime/print_handler.h>
 #include <torch/script.h>
+
+#include "guarded.h"
 
 namespace {
 
@@ -24,8 +24,6 @@ using torch::jit::Graph;
 using torch::jit::Module;
 using torch::jit::Node;
 using torch::jit::Value;
-
-char *text(const std::string &value) { return strdup(value.c_str()); }
 
 bool holds_text(const c10::TypePtr &type) {
   if (type->kind() == c10::TypeKind::StringType) {
@@ -37,20 +35,6 @@ bool holds_text(const c10::TypePtr &type) {
     }
   }
   return false;
-}
-
-// Runs `body`, and gives `nothing` and the error's text where it throws.
-template <class Body> auto guarded(char **error, Body body) -> decltype(body()) {
-  try {
-    return body();
-  } catch (const c10::Error &thrown) {
-    *error = text(thrown.what());
-  } catch (const std::exception &thrown) {
-    *error = text(thrown.what());
-  } catch (...) {
-    *error = text("libtorch threw something unknown");
-  }
-  return decltype(body())();
 }
 
 void each_node(Block *block, std::vector<Node *> &nodes) {
@@ -179,6 +163,7 @@ struct Warnings : c10::WarningHandler {
   }
 };
 
+// The same values one after the other, on the tensor's own device.
 at::Tensor plain(at::Tensor tensor) {
   TORCH_CHECK(tensor.defined(), "it is undefined");
   TORCH_CHECK(!tensor.is_meta(), "it is on the meta device, where tensors have no values");
@@ -189,7 +174,7 @@ at::Tensor plain(at::Tensor tensor) {
   if (tensor.layout() != at::kStrided) {
     tensor = tensor.to_dense();
   }
-  tensor = tensor.to(at::kCPU).resolve_conj().resolve_neg().contiguous();
+  tensor = tensor.resolve_conj().resolve_neg().contiguous();
   return tensor._is_zerotensor() ? tensor.clone(at::MemoryFormat::Contiguous) : tensor;
 }
 
@@ -255,7 +240,7 @@ char *sluice_buffers(void *module, char **error) {
       if (!buffer.value.defined() || buffer.value.is_meta() || buffer.value.is_nested()) {
         continue;
       }
-      const auto tensor = plain(buffer.value);
+      const auto tensor = plain(buffer.value).to(at::kCPU);
       const std::string_view bytes(static_cast<const char *>(tensor.const_data_ptr()), tensor.nbytes());
       lines += buffer.name + "\t" + std::to_string(std::hash<std::string_view>{}(bytes)) + "\n";
     }
@@ -263,10 +248,14 @@ char *sluice_buffers(void *module, char **error) {
   });
 }
 
-// The same values on the CPU, one after the other: of any stride, layout, device or quantisation. With `copy` in memory of its own.
+// The same values on the CPU, one after the other: of any stride, layout, device or quantisation. With `copy` in memory of its own. What
+// comes from a GPU is there once `sluice_wait_for` has returned.
 void *sluice_plain(void *tensor, bool copy, char **error) {
   return guarded(error, [&]() -> void * {
     const auto made = plain(*static_cast<at::Tensor *>(tensor));
+    if (!made.device().is_cpu()) {
+      return new at::Tensor(made.to(at::kCPU, /*non_blocking=*/true));
+    }
     return new at::Tensor(copy ? made.clone(at::MemoryFormat::Contiguous) : made);
   });
 }

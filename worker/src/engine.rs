@@ -144,8 +144,11 @@ fn tune_allocator() {
     }
 }
 
-/// Gives memory that a model left behind back to the system.
+/// Gives memory that a model left behind back to the system, and to GPUs' drivers.
 pub fn release_memory() {
+    if let Err(error) = native::empty_cache() {
+        tracing::warn!(%error, "libtorch keeps the GPU memory of a model that is gone");
+    }
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: malloc_trim is thread-safe and touches free memory only.
     unsafe {

@@ -16,8 +16,14 @@ pub mod setup;
 
 use std::path::{Path, PathBuf};
 
+/// Names a folder that stands for the checkout where there is none, with the files that are needed there.
+pub const ROOT: &str = "SLUICE_ROOT";
+
 /// The root of this checkout.
 pub fn root() -> PathBuf {
+    if let Some(folder) = std::env::var_os(ROOT) {
+        return folder.into();
+    }
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     manifest.parent().unwrap_or(manifest).to_path_buf()
 }

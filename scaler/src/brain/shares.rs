@@ -36,10 +36,13 @@ impl Brain {
             let models = seen.models.values().zip(self.minds.values_mut());
             let (entries, mut minds): (Vec<&Arc<Entry>>, Vec<&mut Mind>) =
                 models.filter(|(entry, _)| of_kind(entry)).unzip();
-            if minds.iter().any(|mind| mind.seated) {
+            let lent = self.leases.places();
+            if minds.iter().any(|mind| mind.seated) || lent.iter().any(|(_, device)| is_of(device, kind)) {
                 // Whoever is idle takes nothing back from whom it made room for.
                 for mind in minds.iter_mut().filter(|mind| !mind.is_tried()) {
-                    mind.wanted = mind.wanted.min(mind.idle.needed().max(mind.placed + mind.listed));
+                    let placed = mind.places.iter().filter(|(place, _)| !lent.contains(*place));
+                    let placed: usize = placed.map(|(_, slots)| slots).sum();
+                    mind.wanted = mind.wanted.min(mind.idle.needed().max(placed + mind.listed));
                 }
             }
             let mut claims: Vec<Claim> =
@@ -63,6 +66,10 @@ impl Brain {
                 let share = leases.entry((*id).clone()).or_insert(LeaseShare { short: false, owed: true });
                 share.short |= granted.slots < claim.wants;
                 share.owed &= granted.owed >= claim.wants;
+            }
+            // Who asks for a lease has what only delays keep.
+            for (claim, mind) in claims.iter_mut().zip(&minds).filter(|(_, mind)| !mind.is_tried()) {
+                claim.wants = claim.wants.min(mind.idle.needed().saturating_sub(mind.listed));
             }
             self.claims.insert(kind == DeviceKind::Cuda, (capacity, claims));
         }

@@ -1,18 +1,17 @@
 //! Measures Sluice against minimal hand-written loops, in one run on one machine: `cargo xtask bench` builds what it
 //! needs and calls it. Absolute figures are noisy; the ratios are what it is for.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use futures_util::stream::{FuturesUnordered, StreamExt};
 use serde::{Deserialize, Serialize};
-use sluice_core::broker::Submission;
 use sluice_core::codec::{self, ContentType};
-use sluice_core::{Datatype, Envelope, InferRequest, Tensor};
+use sluice_core::{Datatype, InferRequest, Tensor};
 use sluice_e2e::fixture::Script;
+use sluice_e2e::load::{self, Measured, cpu_of};
 use sluice_e2e::{Stack, binaries};
 use xtask::broker::Kind;
 use xtask::process::Service;
@@ -39,23 +38,6 @@ struct Row {
     /// CPU time of all processes per request, in microseconds, ours and the baseline's.
     cpu_us: f64,
     baseline_cpu_us: f64,
-}
-
-/// One run's measurement.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
-struct Measured {
-    requests: u64,
-    seconds: f64,
-    p50_ms: f64,
-    p99_ms: f64,
-    #[serde(default)]
-    cpu_us: f64,
-}
-
-impl Measured {
-    fn rate(&self) -> f64 {
-        self.requests as f64 / self.seconds
-    }
 }
 
 /// The window of the case that computes.
@@ -191,7 +173,7 @@ async fn echo(broker: Kind, window: usize, seconds: f64, packed: usize) -> Resul
     let worker = stack.worker(&[(&package, 1)], "")?;
     let server = stack.server.id().context("the server runs")?;
     let body = row_body(packed, 128);
-    let measured = measured(&stack, "echo", window, seconds, body, &[server, worker.process.id()]).await?;
+    let measured = load::measure(&stack, "echo", window, seconds, body, &[server, worker.process.id()]).await?;
     let (seconds, batches) = compute_totals(&worker)?;
     Ok((measured, 1000.0 * seconds / batches.max(1.0)))
 }
@@ -231,7 +213,7 @@ async fn compute(options: &Options, broker: Kind) -> Result<Row> {
         let worker = stack.worker(&[(&package, slots)], "")?;
         let server = stack.server.id().context("the server runs")?;
         let pids = [server, worker.process.id()];
-        ours.push(measured(&stack, "heavy", COMPUTE_WINDOW, seconds, row_body(1, 64), &pids).await?);
+        ours.push(load::measure(&stack, "heavy", COMPUTE_WINDOW, seconds, row_body(1, 64), &pids).await?);
         drop(worker);
         baseline.push(best()?);
     }
@@ -297,65 +279,6 @@ fn row_body(rows: usize, columns: usize) -> bytes::Bytes {
     codec::encode_request(ContentType::MessagePack, &InferRequest { inputs: vec![input], outputs: vec![] })
 }
 
-/// Sluice's whole path, asked through the same seam that the command line uses.
-async fn measured(
-    stack: &Stack,
-    model: &str,
-    window: usize,
-    seconds: f64,
-    body: bytes::Bytes,
-    pids: &[u32],
-) -> Result<Measured> {
-    let broker = stack.connect().await?;
-    let mut inbox = broker.inbox().await?;
-    let reply_to = inbox.reply_to();
-    let model: sluice_core::ModelName = model.parse()?;
-    let prefix = uuid::Uuid::now_v7().simple().to_string();
-    let cpu = cpu_of(pids)? + cpu_of(&[std::process::id()])?;
-    let began = Instant::now();
-    let until = began + Duration::from_secs_f64(seconds);
-    let mut open: HashMap<u64, Instant> = HashMap::new();
-    let mut submitting = FuturesUnordered::new();
-    let mut latencies = Vec::new();
-    let mut next = 0_u64;
-    loop {
-        let now = Instant::now();
-        while open.len() < window && now < until {
-            let envelope =
-                Envelope { reply_to: Some(reply_to.clone()), ..Envelope::new(format!("{prefix}-{next}").parse()?) };
-            let submission = Submission::new(model.clone(), envelope, body.clone());
-            open.insert(next, Instant::now());
-            next += 1;
-            submitting.push(broker.submit(submission));
-        }
-        if open.is_empty() {
-            break;
-        }
-        tokio::select! {
-            biased;
-            reply = inbox.next() => {
-                let reply = reply?;
-                if reply.error.is_some() {
-                    bail!("{}", codec::decode_failure(reply.content_type, &reply.body));
-                }
-                let number: u64 = reply.id.as_str()[prefix.len() + 1..].parse()?;
-                let sent = open.remove(&number).context("an answer comes once")?;
-                latencies.push(sent.elapsed().as_micros() as u64);
-            }
-            Some(receipt) = submitting.next() => drop(receipt?),
-        }
-    }
-    let elapsed = began.elapsed().as_secs_f64();
-    while let Some(receipt) = submitting.next().await {
-        receipt?;
-    }
-    let cpu = cpu_of(pids)? + cpu_of(&[std::process::id()])? - cpu;
-    latencies.sort_unstable();
-    let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize] as f64 / 1000.0;
-    let requests = latencies.len() as u64;
-    Ok(Measured { requests, seconds: elapsed, p50_ms: at(0.5), p99_ms: at(0.99), cpu_us: cpu * 1e6 / requests as f64 })
-}
-
 fn raw_ask(raw: &Path, url: &str, window: usize, seconds: f64, bytes: usize, pids: &[u32]) -> Result<Measured> {
     let before = cpu_of(pids)? + cpu_of_children();
     let output = Command::new(raw)
@@ -365,19 +288,6 @@ fn raw_ask(raw: &Path, url: &str, window: usize, seconds: f64, bytes: usize, pid
     let cpu = cpu_of(pids)? + cpu_of_children() - before;
     let measured: Measured = serde_json::from_slice(&output.stdout).context("the raw loop failed")?;
     Ok(Measured { cpu_us: cpu * 1e6 / measured.requests as f64, ..measured })
-}
-
-/// User and system time of running processes, in seconds.
-fn cpu_of(pids: &[u32]) -> Result<f64> {
-    // SAFETY: sysconf only reads a constant.
-    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
-    let mut sum = 0.0;
-    for pid in pids {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
-        sum += (fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / ticks;
-    }
-    Ok(sum)
 }
 
 /// User and system time of children that have ended.

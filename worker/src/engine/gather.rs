@@ -1,10 +1,12 @@
-//! Filling a batch's tensors: one copy of each request's bytes, straight into the tensor that the model gets.
+//! Filling a batch's tensors: one copy of each request's bytes, straight into the tensor that the model gets, or that its GPU reads.
 
 use std::collections::BTreeMap;
 
 use sluice_core::manifest::{Padding, TensorSpec};
 use sluice_core::{Datatype, Tensor};
 use tch::{Kind, TchError};
+
+use super::native;
 
 /// libtorch's name for a datatype; `None` for those that it does not share with the protocol.
 pub(super) fn kind_of(datatype: Datatype) -> Option<Kind> {
@@ -39,16 +41,20 @@ pub(super) fn batch_shape(spec: &TensorSpec, padding: &BTreeMap<String, Padding>
     shape
 }
 
-/// One input of a batch, on the CPU.
+/// One input of a batch, on the CPU, in memory that a GPU can read by itself if it goes `to` one.
 pub(super) fn fill(
     spec: &TensorSpec,
     padding: &BTreeMap<String, Padding>,
     parts: &[&Tensor],
+    to: tch::Device,
 ) -> Result<tch::Tensor, TchError> {
     let kind = kind_of(spec.datatype).ok_or_else(|| TchError::Kind(format!("{} is not supported", spec.datatype)))?;
     let size = spec.datatype.size().unwrap_or(1);
     let shape = batch_shape(spec, padding, parts);
-    let tensor = tch::Tensor::f_empty(&shape[..], (kind, tch::Device::Cpu))?;
+    let mut tensor = tch::Tensor::f_empty(&shape[..], (kind, tch::Device::Cpu))?;
+    if to.is_cuda() {
+        tensor = native::pinned_like(&tensor)?;
+    }
     let bytes = shape.iter().product::<i64>() as usize * size;
     // SAFETY: a fresh contiguous CPU tensor of that shape and kind owns exactly so many bytes, and nobody else has
     // seen it.

@@ -1,7 +1,8 @@
-//! `native/shim.cpp`, which binds what torch-sys does not: what `forward` takes and writes, tensors made plain, what models print,
-//! and which operators there are.
+//! `native/`, which binds what torch-sys does not: what `forward` takes and writes, tensors made plain, what models print, which
+//! operators there are, and a GPU's streams and memory.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr;
 
@@ -18,6 +19,10 @@ unsafe extern "C" {
     fn sluice_on_warning();
     fn sluice_operators(error: *mut *mut c_char) -> *mut c_char;
     fn sluice_forget(names: *const c_char, error: *mut *mut c_char);
+    fn sluice_own_stream(gpu: c_int, error: *mut *mut c_char);
+    fn sluice_wait_for(gpu: c_int, error: *mut *mut c_char);
+    fn sluice_pinned_like(tensor: *mut c_void, error: *mut *mut c_char) -> *mut c_void;
+    fn sluice_empty_cache(error: *mut *mut c_char);
 }
 
 /// What is known of a module's `forward` before it runs.
@@ -119,12 +124,52 @@ pub(super) unsafe fn buffers(module: *mut CModule_) -> Result<BTreeMap<String, S
 }
 
 /// The same values on the CPU, contiguous, whatever the tensor's strides, layout, device or quantisation; in memory of its own if asked.
+/// What comes from a GPU is there once [`wait_for`] has returned.
 pub(super) fn plain(tensor: &Tensor, copy: bool) -> Result<Tensor, TchError> {
     // SAFETY: the tensor is alive; what is returned is a tensor that is ours.
     unsafe {
         let made = call(|error| sluice_plain(tensor.as_ptr().cast_mut().cast(), copy, error))?;
         Ok(Tensor::from_ptr(made.cast::<C_tensor>()))
     }
+}
+
+/// From now on what this thread has run on a GPU is in no other thread's way. Done once for each thread and GPU.
+pub(super) fn own_stream(gpu: usize) -> Result<(), TchError> {
+    thread_local! {
+        static OWN: RefCell<BTreeSet<usize>> = const { RefCell::new(BTreeSet::new()) };
+    }
+    if OWN.with_borrow(|own| own.contains(&gpu)) {
+        return Ok(());
+    }
+    // SAFETY: it changes what belongs to this thread alone.
+    call(|error| unsafe { sluice_own_stream(number_of(gpu), error) })?;
+    OWN.with_borrow_mut(|own| own.insert(gpu));
+    Ok(())
+}
+
+/// Waits for all that this thread has had run on a GPU.
+pub(super) fn wait_for(gpu: usize) -> Result<(), TchError> {
+    // SAFETY: it only waits.
+    call(|error| unsafe { sluice_wait_for(number_of(gpu), error) })
+}
+
+/// An unfilled tensor of the same shape in memory of the host that a GPU can read by itself, while the host does something else.
+pub(super) fn pinned_like(tensor: &Tensor) -> Result<Tensor, TchError> {
+    // SAFETY: the tensor is alive; what is returned is a tensor that is ours.
+    unsafe {
+        let made = call(|error| sluice_pinned_like(tensor.as_ptr().cast_mut().cast(), error))?;
+        Ok(Tensor::from_ptr(made.cast::<C_tensor>()))
+    }
+}
+
+/// Gives back to the driver, and to the system, what libtorch keeps of memory for GPUs to use again.
+pub(super) fn empty_cache() -> Result<(), TchError> {
+    // SAFETY: libtorch locks its allocators itself.
+    call(|error| unsafe { sluice_empty_cache(error) })
+}
+
+fn number_of(gpu: usize) -> c_int {
+    c_int::try_from(gpu).unwrap_or(c_int::MAX)
 }
 
 /// Sends what models print and warn of to the log instead of to the process's outputs.

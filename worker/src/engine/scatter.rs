@@ -1,6 +1,6 @@
 //! From a batch's output tensors back to each request's: byte ranges that share the tensor, not copies.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use sluice_core::manifest::{Dimension, Manifest, TensorSpec};
@@ -90,7 +90,12 @@ pub(super) fn scatter(
     let outputs = outputs_of(manifest, value).map_err(wrong)?;
     let rows: usize = layout.rows.iter().sum();
     let mut requests: Vec<Vec<Tensor>> = layout.rows.iter().map(|_| Vec::with_capacity(outputs.len())).collect();
+    let mut gpus = BTreeSet::new();
+    let mut plain = Vec::with_capacity(outputs.len());
     for (spec, output) in manifest.outputs.iter().zip(outputs) {
+        if let tch::Device::Cuda(gpu) = output.device() {
+            gpus.insert(gpu);
+        }
         let output = native::plain(&output, memory == Memory::Copied).map_err(|error| {
             let explained = torch_error::explain(&error);
             EngineError {
@@ -99,6 +104,13 @@ pub(super) fn scatter(
             }
         })?;
         check(spec, &output, rows as i64).map_err(wrong)?;
+        plain.push(output);
+    }
+    // Once for all outputs, which are on their way together.
+    for gpu in gpus {
+        native::wait_for(gpu).map_err(|error| torch_error::explain(&error))?;
+    }
+    for (spec, output) in manifest.outputs.iter().zip(plain) {
         let (shape, bytes) = bytes_of(spec, output);
         let row = bytes.len() / rows;
         let mut at = 0;

@@ -12,7 +12,7 @@ use super::arguments::{Given, give};
 use super::gather::{fill, kind_of};
 use super::scatter::{Layout, Memory, scatter};
 use super::script::Script;
-use super::{Blame, Device, EngineError, Gathered, Model, state, torch_error, warmup};
+use super::{Blame, Device, EngineError, Gathered, Model, native, state, torch_error, warmup};
 use crate::package::Package;
 
 /// A TorchScript model. Slots share it, unless its `forward` writes into the module: then each has a copy.
@@ -83,15 +83,13 @@ impl TorchScript {
     fn forward(&self, inputs: &[tch::Tensor], layout: &Layout) -> Result<Vec<Vec<Tensor>>, EngineError> {
         // Some calls of the wrapper panic where libtorch throws.
         let run = AssertUnwindSafe(|| {
-            let moved: Vec<tch::Tensor>;
-            let inputs = if self.device == tch::Device::Cpu {
-                inputs
-            } else {
-                let moving = inputs.iter().map(|input| input.f_to_device(self.device));
-                moved = moving.collect::<Result<_, _>>().map_err(|error| torch_error::explain(&error))?;
-                &moved
+            let script = self.script()?;
+            let moved = match self.device {
+                tch::Device::Cuda(gpu) => Some(move_to(gpu, inputs).map_err(|error| torch_error::explain(&error))?),
+                _ => None,
             };
-            let value = self.script()?.forward(&self.given, inputs).map_err(|error| torch_error::explain(&error))?;
+            let inputs = moved.as_deref().unwrap_or(inputs);
+            let value = script.forward(&self.given, inputs).map_err(|error| torch_error::explain(&error))?;
             // What the module holds is written by its next run, which may come before the answers have left.
             let memory = if self.writes().is_empty() { Memory::Shared } else { Memory::Copied };
             scatter(&self.package.manifest, value, layout, memory)
@@ -106,7 +104,9 @@ impl Model for TorchScript {
         let mut inputs = Vec::with_capacity(manifest.inputs.len());
         for (at, spec) in manifest.inputs.iter().enumerate() {
             let parts: Vec<&Tensor> = requests.iter().map(|request| &request[at]).collect();
-            inputs.push(fill(spec, &manifest.padding, &parts).map_err(|error| torch_error::explain(&error))?);
+            inputs.push(
+                fill(spec, &manifest.padding, &parts, self.device).map_err(|error| torch_error::explain(&error))?,
+            );
         }
         let layout = Layout {
             rows: requests.iter().map(|request| request.first().map_or(0, Tensor::rows)).collect(),
@@ -139,6 +139,12 @@ impl Model for TorchScript {
     }
 }
 
+/// Begins to copy inputs to a GPU, on the calling thread's stream: what runs there next waits for them, and the host does not.
+fn move_to(gpu: usize, inputs: &[tch::Tensor]) -> Result<Vec<tch::Tensor>, tch::TchError> {
+    native::own_stream(gpu)?;
+    inputs.iter().map(|input| input.f_to_device_(tch::Device::Cuda(gpu), input.f_kind()?, true, false)).collect()
+}
+
 fn refuse(message: String) -> EngineError {
     EngineError::new(Blame::Request, message)
 }
@@ -156,7 +162,11 @@ fn found(device: Device) -> Result<tch::Device, EngineError> {
 }
 
 fn open(package: &Package, device: tch::Device) -> Result<Script, EngineError> {
-    Script::load(&package.file, device).map_err(|error| {
+    let stream = match device {
+        tch::Device::Cuda(gpu) => native::own_stream(gpu),
+        _ => Ok(()),
+    };
+    stream.and_then(|()| Script::load(&package.file, device)).map_err(|error| {
         let explained = torch_error::explain(&error);
         EngineError { message: format!("cannot load `{}`: {}", package.file.display(), explained.message), ..explained }
     })

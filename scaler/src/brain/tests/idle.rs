@@ -35,6 +35,33 @@ fn the_longest_idle_slot_makes_room_at_once_for_a_model_that_has_none() {
 }
 
 #[test]
+fn a_lease_has_devices_that_only_idle_slots_keep_until_somebody_asks_for_one() {
+    let mut world = World::new(&[("a", 2)], Vec::new());
+    world.deploy_as("m", "scale_down_delay = \"10m\"\nidle_to_zero = \"10m\"");
+    world.wait("m", 1);
+    world.rounds(3);
+    assert!(matches!(world.acquire(&request("training")), Answer::Refused(_)), "it is asked just now");
+    world.wait("m", 0);
+    world.rounds(10);
+    assert_eq!(world.slots("m"), "a: 1", "its delays keep it");
+    assert!(matches!(world.acquire(&request("training")), Answer::Lease(_)));
+    for _ in 0..40 {
+        let ended = world.round().ended;
+        assert!(ended.is_empty() && world.slots("m").is_empty(), "{ended:?}, {}", world.slots("m"));
+        let Answer::Lease(lease) = world.brain.renew("training", &world.fleet, world.now) else { panic!("it is held") };
+        assert!(lease.ending.is_none(), "{:?}", lease.ending);
+    }
+    // Models come first.
+    world.wait("m", 1);
+    let mut ended = Vec::new();
+    for _ in 0..200 {
+        world.brain.renew("training", &world.fleet, world.now);
+        ended.extend(world.round().ended);
+    }
+    assert_eq!((ended.len(), world.slots("m")), (1, "a: 1".into()), "{ended:?}");
+}
+
+#[test]
 fn whoever_is_asked_just_now_or_is_guaranteed_its_slots_keeps_them() {
     let mut world = two_idle_ones("min_slots = 1");
     world.deploy("third", "");
