@@ -43,5 +43,7 @@ trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
 tar -xzf "$kit/kit.tar.gz" -C "$work"
 SLUICE_TORCH_LIB=$("$python" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent / "lib")')
+# PyTorch warns of a missing NumPy, which nothing here needs.
+export PYTHONWARNINGS=ignore::UserWarning
 export SLUICE_TORCH_LIB SLUICE_ROOT="$work" NATS_SERVER="$work/bin/nats-server" SLUICE_TEST_BINARIES_BUILT=1 TMPDIR="$work"
 "$work/bin/sluice-gpu-check" --kit "$work" --python "$python" --report "$report" "${options[@]}"

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use xtask::setup::{self, Accelerator};
 
 use crate::test::{cargo, cargo_with};
-use crate::{demo, test};
+use crate::{demo, gpu_kit, test};
 
 pub fn run() -> Result<()> {
     let began = Instant::now();
@@ -27,6 +27,7 @@ pub fn run() -> Result<()> {
     eprintln!("\n== the broker's contract on RabbitMQ 4 ({} s)", began.elapsed().as_secs());
     let arguments = ["--rabbitmq", "4", "--test", "contract", "rabbitmq"];
     let on_rabbitmq_4 = test::run(&arguments.map(String::from)).context("the step `contract on RabbitMQ 4` failed")?;
+    step("the check of a GPU, without one", &gpu_kit::check_default)?;
     step("demo", &|| demo::run(&demo::Options::parse(&[])?))?;
     eprintln!("\nall of CI passed in {} s", began.elapsed().as_secs());
     println!("{}", counts + on_rabbitmq_4);

@@ -3,6 +3,7 @@
 mod bench;
 mod ci;
 mod demo;
+mod gpu_kit;
 mod test;
 
 use anyhow::{Result, bail};
@@ -22,6 +23,9 @@ Commands:
                      hours of synthetic traffic under the scaler's rule and two simple ones, for a quick model and slow
                      ones; or arrivals of a file, one time in seconds a line, as in: arrivals.txt 3s 30s 64
   setup [--cuda]     only fetch what is missing, so that plain cargo commands work
+  gpu-kit [--pytorch VERSION] [--check]
+                     write a folder that checks Sluice on a machine with a GPU and PyTorch, which needs nothing else;
+                     with --check, build it quickly and run here what needs no GPU
   rules              check which packages may depend on which crates
   help               this text
 
@@ -65,6 +69,7 @@ fn run(arguments: &[String]) -> Result<()> {
             println!("libtorch: {}", xtask::root().join(".deps/libtorch").display());
             Ok(())
         }
+        "gpu-kit" => gpu_kit::run(rest),
         "rules" => xtask::rules::check(),
         "help" | "--help" | "-h" => {
             print!("{HELP}");

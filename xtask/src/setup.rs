@@ -50,16 +50,40 @@ pub fn libtorch(accelerator: Accelerator) -> Result<()> {
         &cache,
         &folder,
         &format!("libtorch {LIBTORCH} ({flavour}, about 0.6 GB)"),
-        &wheels(accelerator)?,
+        &wheels(accelerator, LIBTORCH)?,
     )?;
     point(&link, &folder.join("torch"))
 }
 
-fn wheels(accelerator: Accelerator) -> Result<Vec<Wheel>> {
+/// The CPU part of libtorch as PyTorch of that version has it, to link to.
+pub fn libtorch_of(pytorch: &str) -> Result<PathBuf> {
+    need_compiler()?;
+    let cache = cache::directory()?;
+    let folder = cache.join(format!("libtorch-{pytorch}-cpu"));
+    let what = format!("libtorch {pytorch} (cpu, about 0.6 GB)");
+    fetch::into_folder(&cache, &folder, &what, &wheels(Accelerator::None, pytorch)?)?;
+    Ok(folder.join("torch"))
+}
+
+/// A Python that has PyTorch of that version with all of CUDA: some 5 GB.
+pub fn python_with(pytorch: &str) -> Result<PathBuf> {
+    let cache = cache::directory()?;
+    let folder = cache.join(format!("python-torch-{pytorch}"));
+    if !cache::is_complete(&folder) {
+        let _lock = cache::lock(&cache)?;
+        if !cache::is_complete(&folder) {
+            fetch::virtual_environment(&folder, &[&format!("torch=={pytorch}")])?;
+            cache::seal(&folder)?;
+        }
+    }
+    Ok(folder.join("bin/python"))
+}
+
+fn wheels(accelerator: Accelerator, version: &str) -> Result<Vec<Wheel>> {
     let machine = std::env::consts::ARCH;
     if std::env::consts::OS != "linux" || !matches!(machine, "x86_64" | "aarch64") {
         bail!(
-            "no libtorch is fetched for {} on {machine}: install libtorch {LIBTORCH} and set LIBTORCH to its folder",
+            "no libtorch is fetched for {} on {machine}: install libtorch {version} and set LIBTORCH to its folder",
             std::env::consts::OS
         );
     }
@@ -77,7 +101,7 @@ fn wheels(accelerator: Accelerator) -> Result<Vec<Wheel>> {
     let runtime = "nvidia-cuda-runtime>=13,<14";
     let cupti = "nvidia-cuda-cupti>=13,<14";
     if accelerator == Accelerator::Cuda {
-        let mut all = vec![wheel(&format!("torch=={LIBTORCH}"), &["torch/lib/", "torch/include/"])];
+        let mut all = vec![wheel(&format!("torch=={version}"), &["torch/lib/", "torch/include/"])];
         all.extend([runtime, cupti].map(|name| wheel(name, &[])));
         all.extend(
             [
@@ -104,12 +128,12 @@ fn wheels(accelerator: Accelerator) -> Result<Vec<Wheel>> {
         members.push("torch/lib/libgomp.so.1");
         // libtorch_cpu.so of this wheel is linked to these two, and looks for them in ../../nvidia/cu13/lib.
         return Ok(vec![
-            wheel(&format!("torch=={LIBTORCH}"), &members),
+            wheel(&format!("torch=={version}"), &members),
             wheel(runtime, &["nvidia/cu13/lib/libcudart.so.13"]),
             wheel(cupti, &["nvidia/cu13/lib/libcupti.so.13"]),
         ]);
     }
-    Ok(vec![wheel(&format!("torch=={LIBTORCH}"), &["torch/lib/", "torch/include/"])])
+    Ok(vec![wheel(&format!("torch=={version}"), &["torch/lib/", "torch/include/"])])
 }
 
 /// Makes `link` a symbolic link to `target`, without a moment in which it is missing.

@@ -30,6 +30,14 @@ const TAKE_TEXT: &str = "
     rpartition rsplit rstrip scatter scatter_ scatter_reduce scatter_reduce_ searchsorted segment_reduce setdefault
     slice sort sorted split splitlines startswith stft strip swapcase title update upper values warn zfill";
 
+/// The same of those that take text only in libtorch before 2.13, where a tensor's dimensions may have names.
+const NAME_DIMENSIONS: &str = "
+    _sparse_log_softmax _sparse_softmax all argsort cat concat concatenate cummax cummin cumprod cumprod_ cumsum
+    cumsum_ diagonal empty flatten full gather index_add index_copy index_copy_ index_fill index_fill_ index_select
+    kthvalue log_softmax logcumsumexp logsumexp max mean median min mode nanmedian norm ones prod rand randn
+    scatter_add select size softmax squeeze squeeze_ std std_mean stride sum transpose unbind unflatten var var_mean
+    zeros";
+
 /// The same of other namespaces; the last two mark spans of time for a profiler.
 const OTHERS_TAKE_TEXT: [&str; 9] = [
     "mkldnn_prepacked::conv2d_prepack",
@@ -67,7 +75,7 @@ pub(super) fn confine(allowed: &[String]) -> Result<(), EngineError> {
 
 /// The operators that models may not name.
 fn refused(operators: &[(String, bool)], allowed: &[String]) -> Vec<String> {
-    let text: BTreeSet<&str> = TAKE_TEXT.split_whitespace().collect();
+    let text: BTreeSet<&str> = TAKE_TEXT.split_whitespace().chain(NAME_DIMENSIONS.split_whitespace()).collect();
     let computes = |name: &str, takes_text: bool| {
         if OTHERS_TAKE_TEXT.contains(&name) {
             return true;
@@ -134,7 +142,8 @@ mod tests {
     fn libtorch_has_what_the_list_names_and_loses_the_rest() {
         let operators = native::operators().expect("they are listed");
         let known: BTreeSet<&str> = operators.iter().map(|(name, _)| name.as_str()).collect();
-        let listed = TAKE_TEXT.split_whitespace().map(|name| format!("aten::{name}"));
+        let listed = TAKE_TEXT.split_whitespace().chain(NAME_DIMENSIONS.split_whitespace());
+        let listed = listed.map(|name| format!("aten::{name}"));
         let missing: Vec<String> = listed.filter(|name| !known.contains(name.as_str())).collect();
         assert!(missing.is_empty(), "libtorch has no {missing:?}");
         let unknown = confine(&["aten::from_nowhere".into()]).expect_err("there is no such operator").message;

@@ -93,18 +93,18 @@ pub(super) fn scatter(
     let mut gpus = BTreeSet::new();
     let mut plain = Vec::with_capacity(outputs.len());
     for (spec, output) in manifest.outputs.iter().zip(outputs) {
-        if let tch::Device::Cuda(gpu) = output.device() {
-            gpus.insert(gpu);
-        }
-        let output = native::plain(&output, memory == Memory::Copied).map_err(|error| {
+        let made = native::plain(&output, memory == Memory::Copied).map_err(|error| {
             let explained = torch_error::explain(&error);
             EngineError {
                 message: format!("output `{}` cannot be read: {}", spec.name, explained.message),
                 ..explained
             }
         })?;
-        check(spec, &output, rows as i64).map_err(wrong)?;
-        plain.push(output);
+        check(spec, &made, rows as i64).map_err(wrong)?;
+        if let tch::Device::Cuda(gpu) = output.device() {
+            gpus.insert(gpu);
+        }
+        plain.push(made);
     }
     // Once for all outputs, which are on their way together.
     for gpu in gpus {

@@ -13,7 +13,7 @@ use sluice_e2e::Stack;
 use sluice_e2e::stack::{envelope, submit};
 
 /// How long answers are waited for.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The outputs of a request, or the error's code and message.
 pub type Answer = std::result::Result<Vec<Tensor>, String>;

@@ -1,6 +1,6 @@
 //! How fast the device is by the queue, and by PyTorch alone.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
@@ -27,7 +27,7 @@ struct Alone {
 
 /// Each measurement's length in seconds.
 fn length(kit: &Kit) -> f64 {
-    if kit.small { 0.3 } else { 2.0 }
+    if kit.small { 0.3 } else { 1.5 }
 }
 
 fn sizes(kit: &Kit) -> &'static [usize] {
@@ -45,20 +45,21 @@ fn body(input: Tensor) -> Bytes {
 }
 
 /// The package of a network under another name, with batches of at most so many rows.
-fn of_size(kit: &Kit, network: &str, rows: usize) -> Result<PathBuf> {
-    let (from, to) = (kit.package(network), kit.package(&format!("{network}-{rows}")));
+fn named(kit: &Kit, network: &str, name: &str, rows: usize) -> Result<PathBuf> {
+    let (from, to) = (kit.package(network), kit.package(name));
     std::fs::create_dir_all(&to)?;
     std::fs::copy(from.join("model.pt"), to.join("model.pt"))?;
     let manifest = std::fs::read_to_string(from.join("model.toml"))?;
-    let manifest = manifest.replace(&format!("name = \"{network}\""), &format!("name = \"{network}-{rows}\""));
+    let manifest = manifest.replace(&format!("name = \"{network}\""), &format!("name = \"{name}\""));
     std::fs::write(to.join("model.toml"), manifest.replace("max_rows = 64", &format!("max_rows = {rows}")))?;
     Ok(to)
 }
 
-/// A broker, and a worker with so many slots of a package.
-fn serve(package: &std::path::Path, slots: usize) -> Result<(Stack, Worker)> {
+/// A broker, and a worker with so many slots of each package.
+fn serve(packages: &[(PathBuf, usize)]) -> Result<(Stack, Worker)> {
     let mut stack = Stack::alone(Kind::Nats)?;
-    let mut worker = stack.launch(&[(package, slots)], "")?;
+    let slots: Vec<(&Path, usize)> = packages.iter().map(|(package, slots)| (package.as_path(), *slots)).collect();
+    let mut worker = stack.launch(&slots, "")?;
     worker.process.wait_for_line(": ready", START)?;
     Ok((stack, worker))
 }
@@ -70,18 +71,26 @@ async fn ask(kit: &Kit, stack: &Stack, worker: &Worker, model: &str, network: &s
     load::measure(stack, model, window, length(kit), body(input), &[worker.process.id()]).await
 }
 
+fn alone(kit: &Kit, network: &str) -> Result<Vec<Alone>> {
+    let mut arguments = vec![kit.folder.join("alone.py").display().to_string()];
+    arguments.extend([kit.package(network).display().to_string(), kit.kind().to_owned(), length(kit).to_string()]);
+    arguments.extend(sizes(kit).iter().map(ToString::to_string));
+    let printed = printed(&kit.python, &arguments.iter().map(String::as_str).collect::<Vec<_>>())?;
+    let alone: Vec<Alone> = serde_json::from_str(&printed).context("alone.py")?;
+    ensure!(alone.len() == sizes(kit).len(), "alone.py measured {} sizes", alone.len());
+    Ok(alone)
+}
+
 pub async fn speed(kit: &Kit, found: &mut Found) -> Result<()> {
     for network in ["small", "resnet", "encoder"] {
-        let mut alone = vec![kit.folder.join("alone.py").display().to_string()];
-        alone.extend([kit.package(network).display().to_string(), kit.kind().to_owned(), length(kit).to_string()]);
-        alone.extend(sizes(kit).iter().map(ToString::to_string));
-        let alone = printed(&kit.python, &alone.iter().map(String::as_str).collect::<Vec<_>>())?;
-        let alone: Vec<Alone> = serde_json::from_str(&alone).context("alone.py")?;
-        ensure!(alone.len() == sizes(kit).len(), "alone.py measured {} sizes", alone.len());
+        let of_size = |rows: &usize| Ok((named(kit, network, &format!("{network}-{rows}"), *rows)?, 1));
+        let packages = sizes(kit).iter().map(of_size).collect::<Result<Vec<_>>>()?;
+        let alone = alone(kit, network)?;
+        // All sizes in one process: starting one takes longer than a measurement.
+        let (stack, worker) = serve(&packages)?;
         let mut rates = Vec::new();
         for alone in alone {
             let rows = alone.rows;
-            let (stack, worker) = serve(&of_size(kit, network, rows)?, 1)?;
             let ours = ask(kit, &stack, &worker, &format!("{network}-{rows}"), network, window(rows)).await?;
             let what = format!("`{network}`, batches of at most {rows}");
             found.figure(format!("{what}: by the queue"), ours.rate(), "rows/s");
@@ -98,10 +107,13 @@ pub async fn speed(kit: &Kit, found: &mut Found) -> Result<()> {
 }
 
 pub async fn slots(kit: &Kit, found: &mut Found) -> Result<()> {
-    for network in if kit.small { &["small"][..] } else { &["small", "resnet", "encoder"] } {
-        for slots in [1, 2, 4] {
-            let (stack, worker) = serve(&kit.package(network), slots)?;
-            let ours = ask(kit, &stack, &worker, network, network, 2 * slots * 64).await?;
+    const SLOTS: [usize; 3] = [1, 2, 4];
+    for network in ["small", "encoder"] {
+        let of_slots = |slots: usize| Ok((named(kit, network, &format!("{network}-by-{slots}"), 64)?, slots));
+        let (stack, worker) = serve(&SLOTS.into_iter().map(of_slots).collect::<Result<Vec<_>>>()?)?;
+        for slots in SLOTS {
+            let model = format!("{network}-by-{slots}");
+            let ours = ask(kit, &stack, &worker, &model, network, 2 * slots * 64).await?;
             found.figure(format!("`{network}`, slots: {slots}"), ours.rate(), "rows/s");
             found.figure(format!("`{network}`, slots: {slots}: p50, p99 {:.1} ms", ours.p99_ms), ours.p50_ms, "ms");
         }

@@ -24,26 +24,29 @@ const fn step(name: &'static str, limit: u64, needs_gpu: bool, title: &'static s
     Step { name, title, needs_gpu, limit: Duration::from_secs(limit) }
 }
 
+/// What all of it may take.
+const WHOLE: Duration = Duration::from_secs(470);
+
 /// In the order in which they are run.
 pub const STEPS: &[Step] = &[
     step("models", 60, false, "Python makes the models that the others serve"),
     step("digits", 40, false, "Digits by `sluice submit`, batched from the queue, as the CPU answers them"),
-    step("networks", 40, false, "A convolutional network, a residual one and an encoder give the CPU's answers"),
-    step("datatypes", 30, false, "Every datatype that the protocol and libtorch share comes back as it went"),
+    step("networks", 60, false, "A convolutional network, a residual one and an encoder give the CPU's answers"),
+    step("datatypes", 40, false, "Every datatype that the protocol and libtorch share comes back as it went"),
     step("layouts", 30, false, "Outputs that lie in memory otherwise than their shapes say"),
-    step("half", 30, false, "Models of half precision, FP16 and BF16"),
+    step("half", 40, false, "Models of half precision, FP16 and BF16"),
     step("check", 60, false, "`sluice-worker check` on the device"),
-    step("visible", 20, true, "A worker that is to see no GPU refuses one in words"),
-    step("speed", 150, false, "Rows per second and latencies by batch size, beside PyTorch alone on the same device"),
-    step("slots", 60, false, "One, two and four slots of a model on one device"),
-    step("together", 30, false, "Several models and two processes on one device"),
-    step("memory", 60, false, "Memory before a model, with it, and after 20 loads and unloads"),
-    step("unfit", 20, false, "A model that does not fit waits, and says why"),
-    step("exhausted", 40, true, "Out of memory in a batch: smaller batches, and others are served"),
-    step("assert", 40, false, "An index out of range: its request fails alone, whatever becomes of the process"),
-    step("killed", 40, false, "A worker killed in the middle: everything is answered"),
-    step("cold", 60, false, "From no slots to the first answer, with and without the model's file in the cache"),
-    step("lease", 60, false, "A lease frees the device for a training script, and it serves again afterwards"),
+    step("visible", 30, true, "A worker that is to see no GPU refuses one in words"),
+    step("speed", 170, false, "Rows per second and latencies by batch size, beside PyTorch alone on the same device"),
+    step("slots", 80, false, "One, two and four slots of a model on one device"),
+    step("together", 50, false, "Several models and two processes on one device"),
+    step("memory", 90, false, "Memory before a model, with it, and after 20 loads and unloads"),
+    step("unfit", 30, false, "A model that does not fit waits, and says why"),
+    step("exhausted", 50, true, "Out of memory in a batch: smaller batches, and others are served"),
+    step("assert", 90, false, "An index out of range: its request fails alone, whatever becomes of the process"),
+    step("killed", 60, false, "A worker killed in the middle: everything is answered"),
+    step("cold", 90, false, "From no slots to the first answer, with and without the model's file in the cache"),
+    step("lease", 70, false, "A lease frees the device for a training script, and it serves again afterwards"),
 ];
 
 /// Runs one step in this process.
@@ -74,6 +77,7 @@ pub async fn run(name: &str, kit: &Kit, found: &mut Found) -> Result<()> {
 /// Runs all, each in a process of its own.
 pub fn run_all(kit: &Kit, wanted: Option<&[&str]>) -> Result<Vec<Done>> {
     let mut done = Vec::new();
+    let began = Instant::now();
     for step in STEPS {
         // The others need what it makes.
         let asked = step.name == "models" || wanted.is_none_or(|wanted| wanted.contains(&step.name));
@@ -81,7 +85,14 @@ pub fn run_all(kit: &Kit, wanted: Option<&[&str]>) -> Result<Vec<Done>> {
             continue;
         }
         eprint!("{}: {} ... ", step.name, step.title);
-        let one = if step.needs_gpu && !kit.gpu { left_out(step) } else { run_apart(kit, step)? };
+        let left = WHOLE.saturating_sub(began.elapsed());
+        let one = match (step.needs_gpu && !kit.gpu, left.is_zero()) {
+            (true, _) => left_out(step, "PyTorch finds no GPU here".into()),
+            (_, true) => {
+                left_out(step, format!("the {WHOLE:?} of all steps were over; `--only {}` runs it", step.name))
+            }
+            _ => run_apart(kit, step, step.limit.min(left))?,
+        };
         match (&one.left_out, &one.failure) {
             (Some(reason), _) => eprintln!("left out: {reason}"),
             (_, Some(failure)) => eprintln!("FAILED after {:.1} s\n{}", one.seconds, failure.trim()),
@@ -92,19 +103,18 @@ pub fn run_all(kit: &Kit, wanted: Option<&[&str]>) -> Result<Vec<Done>> {
     Ok(done)
 }
 
-fn left_out(step: &Step) -> Done {
-    let reason = Some("PyTorch finds no GPU here".to_owned());
+fn left_out(step: &Step, reason: String) -> Done {
     Done {
         name: step.name.into(),
         title: step.title.into(),
-        left_out: reason,
+        left_out: Some(reason),
         failure: None,
         seconds: 0.0,
         found: vec![],
     }
 }
 
-fn run_apart(kit: &Kit, step: &Step) -> Result<Done> {
+fn run_apart(kit: &Kit, step: &Step, limit: Duration) -> Result<Done> {
     let began = Instant::now();
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["--step", step.name, "--gpu", if kit.gpu { "yes" } else { "no" }]);
@@ -129,7 +139,7 @@ fn run_apart(kit: &Kit, step: &Step) -> Result<Done> {
         if let Some(status) = child.try_wait()? {
             break Some(status);
         }
-        if began.elapsed() > step.limit {
+        if began.elapsed() > limit {
             break None;
         }
         std::thread::sleep(Duration::from_millis(20));
@@ -141,7 +151,7 @@ fn run_apart(kit: &Kit, step: &Step) -> Result<Done> {
     let found = figures.join().unwrap_or_default();
     let errors = errors.join().unwrap_or_default();
     let failure = match status {
-        None => Some(format!("it was ended after its {:?}\n{errors}", step.limit)),
+        None => Some(format!("it was ended after its {limit:?}\n{errors}")),
         Some(status) if !status.success() => Some(errors),
         Some(_) => None,
     };
@@ -158,9 +168,15 @@ pub fn has_gpu(python: &Path) -> Result<bool> {
 
 /// What the report says of the machine.
 pub fn machine(kit: &Kit) -> Vec<(String, String)> {
-    let asked = "name,driver_version,memory.total,compute_cap";
+    let asked = "name,driver_version,memory.total";
     let card = printed(Path::new("nvidia-smi"), &[&format!("--query-gpu={asked}"), "--format=csv,noheader"]);
-    let pytorch = printed(&kit.python, &["-c", "import torch; print(torch.__version__, torch.version.cuda)"]);
+    let pytorch = printed(
+        &kit.python,
+        &[
+            "-c",
+            "import torch; print(torch.__version__, torch.version.cuda, [torch.cuda.get_device_capability(n) for n in range(torch.cuda.device_count())])",
+        ],
+    );
     let processors = std::thread::available_parallelism().map_or(0, usize::from);
     let worker = sluice_e2e::binaries::path("sluice-worker").and_then(|worker| printed(&worker, &["--version"]));
     let nats = xtask::setup::nats_server().and_then(|server| printed(&server, &["--version"]));
@@ -168,8 +184,8 @@ pub fn machine(kit: &Kit) -> Vec<(String, String)> {
         text.map_or_else(|_| otherwise.to_owned(), |text| text.trim().replace('\n', "; "))
     };
     [
-        ("card, driver, memory, compute capability", said(card, "none")),
-        ("PyTorch, its CUDA", said(pytorch, "unknown")),
+        ("card, driver, memory", said(card, "none")),
+        ("PyTorch, its CUDA, compute capabilities", said(pytorch, "unknown")),
         ("processors", processors.to_string()),
         ("Sluice", said(worker, "unknown")),
         ("broker", said(nats, "unknown")),
