@@ -8,7 +8,7 @@ usage() {
 Usage: gpu-check.sh [--report FILE] [--small] [--only STEP,...]
 
 Runs all steps and writes FILE.md and FILE.json [default: gpu-report]. Takes under eight minutes.
-  --small   networks of fewer layers, measured for a moment: seconds a step, and figures that say nothing of the GPU
+  --small   networks of fewer layers, measured for a moment: seconds a step, and figures that say nothing of the device; so without a GPU
   --only    these steps, such as digits,speed
 PYTHON=... names another python3.
 TEXT
@@ -26,6 +26,8 @@ while [ $# -gt 0 ]; do
   esac
 done
 
+# PyTorch warns of a missing NumPy, which nothing here needs.
+export PYTHONWARNINGS=ignore::UserWarning
 kit=$(cd "$(dirname "$0")" && pwd)
 python=$(command -v "${PYTHON:-python3}") || { echo "there is no python3: set PYTHON" >&2; exit 1; }
 wanted=$(cat "$kit/VERSION")
@@ -43,7 +45,5 @@ trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
 tar -xzf "$kit/kit.tar.gz" -C "$work"
 SLUICE_TORCH_LIB=$("$python" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent / "lib")')
-# PyTorch warns of a missing NumPy, which nothing here needs.
-export PYTHONWARNINGS=ignore::UserWarning
 export SLUICE_TORCH_LIB SLUICE_ROOT="$work" NATS_SERVER="$work/bin/nats-server" SLUICE_TEST_BINARIES_BUILT=1 TMPDIR="$work"
 "$work/bin/sluice-gpu-check" --kit "$work" --python "$python" --report "$report" "${options[@]}"

@@ -16,7 +16,7 @@ use crate::test::cargo;
 const BINDINGS: [(&str, &str); 2] = [("2.11.0", "0.24"), ("2.13.0", "0.26")];
 const DEFAULT: &str = BINDINGS[0].0;
 /// What the folder may have, so that it goes where files are limited.
-const LARGEST: u64 = 45 << 20;
+const LARGEST: u64 = 45_000_000;
 /// Built here; the worker goes elsewhere, behind a script that names PyTorch's libraries.
 const BINARIES: [&str; 3] = ["sluice", "sluice-scaler", "sluice-gpu-check"];
 
@@ -53,7 +53,7 @@ pub fn check(pytorch: &str) -> Result<()> {
     cargo(&["build", "--workspace", "--bins"])?;
     let report = target_folder().join("gpu-kit/report");
     let mut command = Command::new(kit.join("gpu-check.sh"));
-    command.arg("--small").arg("--report").arg(&report).env("PYTHON", setup::python_with(pytorch)?);
+    command.arg("--report").arg(&report).env("PYTHON", setup::python_with(pytorch)?);
     let status = command.stdin(Stdio::null()).status().context("cannot run gpu-check.sh")?;
     ensure!(status.success(), "the check failed: see {}.md", report.display());
     Ok(())
@@ -168,7 +168,12 @@ fn pack(built: &Path, checkout: &Path, kit: &Path) -> Result<()> {
     fs::create_dir_all(kit)?;
     fs::copy(checkout.join("tests/gpu/gpu-check.sh"), kit.join("gpu-check.sh"))?;
     let mut tar = Command::new("tar");
-    tar.arg("-C").arg(staged.path()).arg("-czf").arg(kit.join("kit.tar.gz")).arg(".");
+    tar.arg("-C")
+        .arg(staged.path())
+        .arg("--use-compress-program=gzip -9")
+        .arg("-cf")
+        .arg(kit.join("kit.tar.gz"))
+        .arg(".");
     ensure!(tar.status().context("cannot run tar")?.success(), "tar failed: is the disk full?");
     Ok(())
 }

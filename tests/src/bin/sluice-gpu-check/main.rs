@@ -26,7 +26,7 @@ const HELP: &str = "\
 Usage: sluice-gpu-check --kit FOLDER --python PYTHON --report FILE [--small] [--only STEP,...]
 
 Runs all steps on cuda:0, or without a GPU those that can be run on the CPU, and writes FILE.md and FILE.json. --kit is the folder with the
-scripts, the digits and the broker's configuration; PYTHON has PyTorch. --small takes networks of fewer layers.
+scripts, the digits and the broker's configuration; PYTHON has PyTorch. --small takes networks of fewer layers, as it is done without a GPU.
 ";
 
 /// What all steps know.
@@ -108,7 +108,8 @@ fn check() -> Result<()> {
         Some(gpu) => gpu,
         None => steps::has_gpu(&python)?,
     };
-    let kit = Kit { folder, models, python, gpu, small };
+    // A processor would take minutes for what a GPU does in seconds.
+    let kit = Kit { folder, models, python, gpu, small: small || !gpu };
     if let Some(name) = step {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         return runtime.block_on(steps::run(&name, &kit, &mut Found));
