@@ -2,6 +2,7 @@
 
 mod caching;
 mod deploying;
+mod intruding;
 mod moving;
 mod rig;
 
