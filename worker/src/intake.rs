@@ -1,6 +1,7 @@
 //! From a delivery to a request that the batcher can take: decoded, checked against the manifest, its inputs in the
 //! model's order. Knows nothing of batches.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluice_core::broker::{Delivery, Hold};
@@ -28,6 +29,8 @@ pub struct Ticket {
     pub traceparent: Option<String>,
     /// Attempts charged before this one.
     pub charged: u32,
+    /// Held while something is here that was there when its worker died.
+    pub suspect: Option<Arc<()>>,
     pub hold: Box<dyn Hold>,
 }
 
@@ -82,6 +85,7 @@ pub fn receive(delivery: Delivery, limits: &Limits, now: UnixMs) -> Result<Undec
                 source,
                 traceparent,
                 charged,
+                suspect: None,
                 hold,
             });
             if expired {
@@ -115,6 +119,7 @@ pub fn receive(delivery: Delivery, limits: &Limits, now: UnixMs) -> Result<Undec
                 source: None,
                 traceparent: None,
                 charged,
+                suspect: None,
                 hold,
             });
             Err((ticket, Rejection::Refused(Failure::invalid(reason))))

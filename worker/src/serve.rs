@@ -22,8 +22,6 @@ use crate::reply::Replier;
 use crate::slot::{self, Finished, Started};
 use crate::station::Station;
 
-/// The credit until it is known how large requests are: raising it later costs nothing, lowering it does.
-const FIRST_CREDIT: usize = 32;
 /// How often slots are checked for a hung execution.
 const WATCH: Duration = Duration::from_millis(200);
 /// How long other batches may still run after the process was found to be of no use.
@@ -135,7 +133,7 @@ impl Ready {
         let name = serving.package.manifest.name.clone();
         let mut reception = Reception::new(&broker, &serving.package.manifest, &serving.metrics);
         let mut station = Station::new(serving, started, sender);
-        let mut consumer = match consume(&*broker, &name, station.credit().min(FIRST_CREDIT), &stop).await {
+        let mut consumer = match consume(&*broker, &name, station.credit(), &stop).await {
             Some(consumer) => Some(consumer?),
             None => None,
         };
@@ -178,6 +176,9 @@ impl Ready {
                         // Whatever else is here goes into the same batch.
                         while let Some(delivery) = consumer.as_mut().and_then(|consumer| consumer.ready()) {
                             station.receive(delivery);
+                        }
+                        if let Some(consumer) = &mut consumer {
+                            consumer.set_credit(station.credit());
                         }
                     }
                     Err(error) => reception.failed(&error, Instant::now()),

@@ -29,6 +29,8 @@ use slots::Slots;
 const BATCHES_PER_SLOT: usize = 3;
 /// However small the batches: one request runs, and one per lane is on its way.
 const LEAST_CREDIT: usize = 4;
+/// Until it is known how large requests are: raising it later costs nothing, lowering it does.
+const FIRST_CREDIT: usize = 32;
 /// However small the requests, no host holds more.
 const MOST_CREDIT: usize = 4096;
 /// However many wait to be sent on or answered, no host holds more beside those.
@@ -49,6 +51,10 @@ pub struct Station {
     pub replying: TaskTracker,
     /// As seen lately; `None` before the first.
     rows_per_request: Option<f64>,
+    /// Of this, requests that were with a worker when it died have a share each.
+    suspects: Arc<()>,
+    /// Whether the last one received was none of these; not so before the first.
+    unsuspected: bool,
     seconds_per_row: f64,
     /// Set when the process must not go on.
     pub fault: Option<String>,
@@ -80,6 +86,8 @@ impl Station {
             decoding: JoinSet::new(),
             replying: TaskTracker::new(),
             rows_per_request: None,
+            suspects: Arc::default(),
+            unsuspected: false,
             seconds_per_row: 0.0,
             fault: None,
         }
@@ -109,11 +117,16 @@ impl Station {
         self.running.is_empty() && self.decoding.is_empty() && self.batcher.len() == 0
     }
 
-    /// Requests that slots can soon use.
+    /// Requests that slots can soon use. One, as long as some are here or may come that were with a worker when it died: whatever is held
+    /// beside the one of them that kills it is charged an attempt as well.
     pub fn credit(&self) -> usize {
+        if !self.unsuspected || Arc::strong_count(&self.suspects) > 1 {
+            return 1 + self.waiting();
+        }
         let rows = BATCHES_PER_SLOT * self.slots.staying() * self.serving.package.manifest.batching.max_rows;
         let of_slots = (rows as f64 / self.rows_per_request.unwrap_or(1.0)).ceil() as usize;
-        of_slots.clamp(LEAST_CREDIT, MOST_CREDIT) + self.waiting()
+        let most = if self.rows_per_request.is_some() { MOST_CREDIT } else { FIRST_CREDIT };
+        of_slots.clamp(LEAST_CREDIT, most) + self.waiting()
     }
 
     /// Requests that only wait to be sent on or answered, as far as others are taken in their stead.
@@ -128,7 +141,12 @@ impl Station {
         let waited = now.duration_since(delivery.queued).unwrap_or_default();
         metrics.queue_seconds[delivery.lane.index()].observe(waited.as_secs_f64());
         let now = clock::unix_ms_of(now);
-        match intake::receive(delivery, &self.serving.package.manifest.limits, now) {
+        self.unsuspected = delivery.charged == 0;
+        let received = intake::receive(delivery, &self.serving.package.manifest.limits, now).map(|mut undecoded| {
+            undecoded.ticket.suspect = (!self.unsuspected).then(|| Arc::clone(&self.suspects));
+            undecoded
+        });
+        match received {
             Ok(undecoded) if undecoded.is_large() => {
                 let package = Arc::clone(&self.serving.package);
                 self.decoding.spawn_blocking(move || undecoded.decode(&package.manifest, unix_ms()));

@@ -1,7 +1,7 @@
 //! What goes wrong, and what must not follow from it. In each: submitted = answered + dead-lettered.
 
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use proptest::test_runner::TestRunner;
 use sluice_core::broker::{Broker, BrokerError, Limited, QueueLimits, Replies, Submission};
 use sluice_core::codec::ContentType;
 use sluice_core::{Envelope, ErrorCode, ReplyTo, RequestId};
+use sluice_e2e::fixture::Script;
 use sluice_e2e::stack::{Durable, SOON, Worker, envelope, floats, next, rows, submit};
 use sluice_e2e::{Stack, fixture};
 use xtask::broker::Kind;
@@ -399,4 +400,64 @@ async fn answered_again(worker: &Worker, broker: &Arc<dyn Broker>, id: &str) -> 
     let reply = next(&mut inbox).await?;
     assert_eq!(floats(&reply), Ok(vec![2.0, 0.0, 0.0, 0.0]));
     until_ready_is(worker, 200).await.map(drop)
+}
+
+/// Says `deadly` and then takes its time where a value is over a million, so that a test can end the process in the middle.
+fn deadly(folder: &Path) -> Result<PathBuf> {
+    let body = [
+        "_1 = bool(torch.gt(torch.max(x), 1000000.))",
+        "w = torch.ones([256, 256])",
+        "y = w",
+        "if _1:",
+        "  print(\"deadly\")",
+        "  for _0 in range(20000):",
+        "    y = torch.clamp(torch.mm(y, w), 0., 1.)",
+        "else:",
+        "  pass",
+        "return torch.add(torch.mul(x, 2), torch.mul(torch.min(y), 0.))",
+    ];
+    let manifest = "name = \"m\"\ninputs = [{ name = \"x\", datatype = \"FP32\", shape = [-1, 4] }]\n\
+         outputs = [{ name = \"y\", datatype = \"FP32\", shape = [-1, 4] }]\n[batching]\nmax_rows = 8\n";
+    Script { signature: "x: Tensor) -> Tensor", body: &body, manifest }.write(folder, "m")
+}
+
+pub async fn requests_that_kill_workers_take_no_others_with_them(kind: Kind) -> Result<()> {
+    const REQUESTS: usize = 100;
+    let is_deadly = |at: usize| at % 25 == 10;
+    let mut stack = Stack::start(kind)?;
+    let package = deadly(stack.folder())?;
+    let mut workers = vec![stack.worker(&[(&package, 1)], QUICK)?, stack.worker(&[(&package, 1)], QUICK)?];
+    let broker = stack.connect().await?;
+    let mut inbox = broker.inbox().await?;
+    for at in 0..REQUESTS {
+        let body = rows(&[[if is_deadly(at) { 2e6 } else { 1.0 }; 4]]);
+        submit(&broker, Submission::new("m".parse()?, envelope(&format!("r{at}"), &*inbox), body)).await?;
+    }
+    let mut answers: BTreeMap<String, std::result::Result<Vec<f32>, String>> = BTreeMap::new();
+    let deadline = tokio::time::Instant::now() + 2 * SOON;
+    while answers.len() < REQUESTS {
+        anyhow::ensure!(tokio::time::Instant::now() < deadline, "{} of {REQUESTS} were answered", answers.len());
+        tokio::select! {
+            reply = inbox.next() => {
+                let reply = reply?;
+                answers.insert(reply.id.as_str().to_owned(), floats(&reply));
+            }
+            () = tokio::time::sleep(Duration::from_millis(20)) => {
+                for worker in &mut workers {
+                    if worker.process.log().contains("deadly") {
+                        worker.process.kill();
+                        *worker = stack.launch(&[(&package, 1)], QUICK)?;
+                    }
+                }
+            }
+        }
+    }
+    for at in 0..REQUESTS {
+        let answer = &answers[&format!("r{at}")];
+        match is_deadly(at) {
+            true => assert!(answer.as_ref().is_err_and(|error| error.starts_with("ABORTED")), "{answer:?}"),
+            false => assert_eq!(answer, &Ok(vec![2.0; 4]), "request {at}"),
+        }
+    }
+    Ok(())
 }

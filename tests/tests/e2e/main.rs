@@ -112,6 +112,7 @@ on_each_broker! {
         sigterm_under_load_loses_nothing_and_charges_no_attempt,
         a_broker_restarted_under_load_loses_nothing,
         a_poison_request_fails_alone,
+        requests_that_kill_workers_take_no_others_with_them,
         a_lost_queue_is_made_again_and_the_worker_says_so,
         a_request_whose_worker_died_each_time_ends_as_a_dead_letter,
         a_full_queue_refuses_and_loses_nothing_that_it_took,
