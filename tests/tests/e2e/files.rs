@@ -249,3 +249,35 @@ pub async fn a_file_is_not_held_in_memory(kind: Kind) -> Result<()> {
     assert!(small > 0 && large < small + 8 * 1024, "20 times the rows took {large} KiB instead of {small} KiB");
     Ok(())
 }
+
+/// One row of an array as NumPy writes it (numpy.org/doc/stable/reference/generated/numpy.lib.format.html, version 1.0).
+fn npy(descr: &str, columns: usize, data: &[u8]) -> Vec<u8> {
+    let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': (1, {columns}), }}");
+    let header = format!("{header:<117}\n");
+    [b"\x93NUMPY\x01\x00", &(header.len() as u16).to_le_bytes()[..], header.as_bytes(), data].concat()
+}
+
+pub async fn infinities_and_nans_stay_what_they_are_in_every_width(kind: Kind) -> Result<()> {
+    let mut stack = Stack::start(kind)?;
+    let manifest = "name = \"m\"\ninputs = [{ name = \"x\", datatype = \"FP32\", shape = [-1, 4] }]\n\
+         outputs = [{ name = \"inf\", datatype = \"BOOL\", shape = [-1, 4] }, { name = \"nan\", datatype = \"BOOL\", shape = [-1, 4] }]\n";
+    let signature = "x: Tensor) -> Tuple[Tensor, Tensor]";
+    let model = fixture::Script { signature, body: &["return (torch.isinf(x), torch.isnan(x))"], manifest };
+    let package = model.write(stack.folder(), "m")?;
+    let _worker = stack.worker(&[(&package, 1)], "")?;
+    let values = [f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 3.0];
+    let doubles: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let floats: Vec<u8> = values.iter().flat_map(|value| (*value as f32).to_le_bytes()).collect();
+    let halves: Vec<u8> = values.iter().flat_map(|value| half::f16::from_f64(*value).to_le_bytes()).collect();
+    for (descr, data) in [("<f8", doubles), ("<f4", floats), ("<f2", halves)] {
+        let (file, output) = (format!("{}.npy", &descr[1..]), format!("{}.jsonl", &descr[1..]));
+        stack.file(&file, npy(descr, values.len(), &data))?;
+        let run = stack.cli(&["submit", "m", &file, "-o", &output])?;
+        assert!(run.status.success(), "{}", stderr(&run));
+        let answers = lines(&stack, &output)?;
+        let of = |name: &str| answers[0]["outputs"][name].clone();
+        assert_eq!(of("inf"), serde_json::json!([true, true, false, false]), "{descr}");
+        assert_eq!(of("nan"), serde_json::json!([false, false, true, false]), "{descr}");
+    }
+    Ok(())
+}

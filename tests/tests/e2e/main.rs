@@ -92,6 +92,7 @@ on_each_broker! {
         an_interrupted_run_is_resumed_without_asking_again,
         one_request_is_answered_on_the_spot,
         what_is_wrong_is_said_at_once_and_by_name,
+        infinities_and_nans_stay_what_they_are_in_every_width,
         a_file_is_not_held_in_memory;
     outputs:
         a_closed_pipe_ends_a_command_quietly_and_a_full_disk_is_an_error,
