@@ -43,6 +43,26 @@ pub async fn together(kit: &Kit, found: &mut Found) -> Result<()> {
     Ok(())
 }
 
+/// Slots of a model share its weights: with four of them a process takes hardly more than with one.
+pub fn weights(kit: &Kit, found: &mut Found) -> Result<()> {
+    /// What four slots may take over what one does: each has its own intermediate values and work space.
+    const MOST: f64 = 1.5;
+    let mut stack = Stack::alone(Kind::Nats)?;
+    let mut takes = Vec::new();
+    for slots in [1, 4] {
+        let before = if kit.gpu { taken_mib(kit, 0)? } else { 0.0 };
+        let mut worker = stack.launch(&[(&kit.package("encoder"), slots)], "")?;
+        worker.process.wait_for_line(": ready", START)?;
+        let taken = taken_mib(kit, worker.process.id())? - before;
+        found.figure(format!("a process with `encoder`, slots: {slots}"), taken, "MiB");
+        takes.push(taken);
+        // The driver has its memory back when the process is gone.
+        worker.process.stop(START)?;
+    }
+    ensure!(takes[1] < MOST * takes[0], "four slots take {:.1} times as much as one", takes[1] / takes[0]);
+    Ok(())
+}
+
 /// Loads are counted by versions of one package that take turns.
 pub fn memory(kit: &Kit, found: &mut Found) -> Result<()> {
     const LOADS: usize = 20;
