@@ -111,7 +111,7 @@ impl Reception {
             self.metrics.lost_queue.inc();
             self.metrics.meter.set_trouble(Some(format!("receives no requests: {error}")));
         }
-        warn!(model = %self.model, reason = %error, "the queue is gone or not whole: it is made again");
+        warn!(model = %self.model, reason = %error, "receives no requests: the queue is gone or not whole, and is made again");
         let (broker, model, limits) = (Arc::clone(&self.broker), self.model.clone(), self.limits.clone());
         self.repair = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             match broker.ensure_queue(&model, &limits).await {

@@ -209,20 +209,27 @@ impl Sources {
         // acknowledged for a moment, until no more can come or nothing does.
         let _paused = self.acknowledging.write().await;
         let mut received = Vec::new();
-        while state.unsettled.load(Ordering::Acquire) + received.len() < state.prefetch
-            && let Ok(Some(Ok(message))) = tokio::time::timeout(QUIET, consumer.next()).await
-        {
-            received.push(message);
+        let mut ended = false;
+        while !ended && state.unsettled.load(Ordering::Acquire) + received.len() < state.prefetch {
+            match tokio::time::timeout(QUIET, consumer.next()).await {
+                Ok(Some(Ok(message))) => received.push(message),
+                // With its queue, for instance. Asked again, it would never say so.
+                Ok(Some(Err(_)) | None) => ended = true,
+                Err(_) => break,
+            }
         }
-        let tag = consumer.tag();
-        let cancelled = self
-            .link
-            .standing
-            .within("changing the credit", channel.basic_cancel(tag, BasicCancelOptions::default()))
-            .await;
-        // What was on its way comes first, then the stream's end.
-        while let Ok(Some(Ok(message))) = tokio::time::timeout(LAST, consumer.next()).await {
-            received.push(message);
+        let mut cancelled = Ok(());
+        if !ended {
+            let tag = consumer.tag();
+            cancelled = self
+                .link
+                .standing
+                .within("changing the credit", channel.basic_cancel(tag, BasicCancelOptions::default()))
+                .await;
+            // What was on its way comes first, then the stream's end.
+            while let Ok(Some(Ok(message))) = tokio::time::timeout(LAST, consumer.next()).await {
+                received.push(message);
+            }
         }
         received.into_iter().for_each(|message| state.take_in(message));
         state.end();
