@@ -274,7 +274,12 @@ impl Stack {
 
     /// A connection of a caller's own.
     pub async fn connect(&self) -> Result<Arc<dyn Broker>> {
-        Ok(sluice_broker::connect(&self.broker("producer")).await?)
+        self.connect_as("producer").await
+    }
+
+    /// A connection of somebody with this role.
+    pub async fn connect_as(&self, role: &str) -> Result<Arc<dyn Broker>> {
+        Ok(sluice_broker::connect(&self.broker(role)).await?)
     }
 
     /// Waits until nothing of a model waits or runs any more.

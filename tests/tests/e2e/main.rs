@@ -79,7 +79,9 @@ on_each_broker! {
         each_part_does_its_work_with_the_permissions_of_its_role,
         a_command_is_told_what_fits_nowhere_and_when_it_fits_again;
     forged:
-        what_is_forged_locks_no_host_and_ends_nothing;
+        what_is_forged_locks_no_host_and_ends_nothing,
+        a_made_up_host_counts_for_no_more_than_a_machine_may_have,
+        a_made_up_host_that_serves_nobody_loses_its_model_to_one_that_is_there;
     leases:
         devices_are_lent_for_a_command_and_reclaimed,
         a_lease_ends_with_all_that_its_command_started,
