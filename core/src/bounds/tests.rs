@@ -1,6 +1,6 @@
 //! Messages of those who mean no good.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::assignment::Assigned;
@@ -48,6 +48,12 @@ fn a_report_is_checked_before_it_is_used() {
         ("/devices/0/name", json!("tpu:0"), "`tpu:0` is no device"),
         ("/models/0/device", json!("cuda:x"), "`cuda:x` is no device"),
         ("/devices", json!(vec![json!({"name": "cpu", "capacity": 1, "memory_mib": null}); 65]), "64 at most"),
+        ("/instance", json!("a\nb"), "a process's name has control characters"),
+        (
+            "/models",
+            json!(vec![json!({"model": "m", "revision": 1, "state": "ready", "slots": 1}); MODELS + 1]),
+            "10001 models are reported",
+        ),
     ] {
         let mut text = serde_json::to_value(report()).expect("JSON");
         *text.pointer_mut(path).expect(path) = value;
@@ -67,14 +73,21 @@ fn no_host_counts_for_more_than_the_largest_may() {
     absurd.devices[1].memory_mib = Some(u64::MAX);
     absurd.models[0].slots = usize::MAX;
     absurd.models[0].reason = Some("ä".repeat(100_000));
+    absurd.models[0].serving = Some("1".repeat(100_000));
+    absurd.refuses = Some("no".repeat(100_000));
     absurd.models[0].measured = Measured { row_seconds: f64::MAX, busy: -3.0, ..Measured::default() };
     let slots = vec![Assigned { model: "m".parse().expect("a name"), device: "cuda:0".into(), slots: usize::MAX }];
     absurd.assignment.as_mut().expect("it follows one").slots = slots;
     let told = absurd.within(&largest).expect("it is told");
     assert!(told.contains("`cuda:0`") && told.contains("8 are counted"), "{told}");
     assert_eq!((absurd.devices[0].capacity, absurd.devices[1].capacity), (4, 8));
+    assert_eq!(absurd.devices[1].memory_mib, Some(MEMORY_MIB));
     assert_eq!(absurd.models[0].slots, 4);
-    assert!(absurd.models[0].reason.as_ref().is_some_and(|reason| reason.len() <= REASON));
+    for (text, most) in
+        [(&absurd.models[0].reason, REASON), (&absurd.models[0].serving, NAME), (&absurd.refuses, REASON)]
+    {
+        assert_eq!(text.as_ref().map(String::len), Some(most));
+    }
     assert_eq!((absurd.models[0].measured.row_seconds, absurd.models[0].measured.busy), (1e6, 0.0));
     assert_eq!(absurd.assignment.expect("it follows one").slots[0].slots, 8);
 }
@@ -106,8 +119,36 @@ fn a_host_runs_no_more_slots_than_its_devices_have_room_for() {
     let told = assignment.within(&capacity).expect("it is told");
     assert!(told.contains("1000000 slots of `m` on `cpu`, which has room for 4"), "{told}");
     assert_eq!(assignment.slots, [slots("cpu", 4)]);
-    assignment.slots = vec![slots("cpu", 1); MODELS + 1];
-    assert!(assignment.check().is_err());
+}
+
+#[test]
+fn an_assignment_is_checked_before_it_is_followed() {
+    let sound = json!({
+        "host": "gpu-1.example.com", "generation": {"term": 1, "counter": 1},
+        "slots": [{"model": "m", "device": "cpu", "slots": 1}],
+        "leases": [{"id": "l", "device": "cpu", "group": "research", "holder": "x", "since": 0, "until": null}],
+    });
+    let check = |text: &Value| serde_json::from_value::<Assignment>(text.clone()).expect("an assignment").check();
+    assert_eq!(check(&sound), Ok(()));
+    for (path, value, told) in [
+        ("/slots/0/device", json!("tpu"), "`tpu` is no device"),
+        ("/slots", json!(vec![sound["slots"][0].clone(); MODELS + 1]), "10001 models are assigned"),
+        ("/leases/0/id", json!(""), "a lease's id is empty"),
+        ("/leases/0/holder", json!("ada\u{1b}[2J"), "a lease's holder has control characters"),
+        ("/leases/0/group", json!("a/b/c/d/e"), "is no group"),
+        ("/leases/0/device", json!("cuda:x"), "`cuda:x` is no device"),
+        ("/leases", json!(vec![sound["leases"][0].clone(); LEASED + 1]), "1025 devices are lent"),
+        ("/instance", json!("a\nb"), "a process's name has control characters"),
+        ("/twin", json!("a".repeat(256)), "a process's name has 256 bytes"),
+    ] {
+        let mut text = sound.clone();
+        for key in ["instance", "twin"] {
+            text[key] = json!("77-ab");
+        }
+        *text.pointer_mut(path).expect(path) = value;
+        let reason = check(&text).expect_err(told);
+        assert!(reason.contains(told) && reason.len() < 200, "{path}: {reason}");
+    }
 }
 
 #[test]
