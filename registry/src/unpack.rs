@@ -199,6 +199,8 @@ mod tests {
             let text = refusal(|builder| entry(builder, "long", kind, &vec![b'a'; 3 << 20]));
             assert!(text.contains("without end"), "{text}");
         }
+        let text = refusal(|builder| (0..=MOST_ENTRIES).for_each(|_| entry(builder, "dir", EntryType::Directory, b"")));
+        assert!(text.contains("more than 10000 entries"), "{text}");
         let text = refusal(|builder| {
             entry(builder, "same", EntryType::Regular, b"a");
             entry(builder, "same", EntryType::Regular, b"b");

@@ -43,5 +43,6 @@ on_each_store! {
         the_least_recently_used_goes_first;
     moving:
         an_archive_brings_back_versions_and_history,
+        an_archive_brings_nothing_that_its_index_does_not_name,
         a_large_file_arrives_whole;
 }

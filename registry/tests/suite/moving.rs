@@ -1,5 +1,8 @@
 //! What is moved as a whole.
 
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Result;
@@ -56,6 +59,64 @@ pub async fn an_archive_brings_back_versions_and_history(rig: &Rig) -> Result<()
         assert!(elsewhere.models().await?.is_empty());
     }
     Ok(())
+}
+
+pub async fn an_archive_brings_nothing_that_its_index_does_not_name(rig: &Rig) -> Result<()> {
+    let model: ModelName = "m".parse()?;
+    rig.deploy(&rig.package("m", b"weights", "")?, None).await?;
+    let sound = rig.folder().join("backup.tar");
+    export(&rig.registry, std::slice::from_ref(&model), &sound, &|_| ()).await?;
+    rig.registry.remove(&model).await?;
+    let hostile = rig.folder().join("hostile.tar");
+    let keep = |text: String| text;
+    // The version would become a folder on hosts.
+    let escaping = |text: String| text.replace("models.m.versions.1", "models.m.versions.\"../x\"");
+    // A checksum is a part of a path, too.
+    let climbing = |text: String| text.replace("sha256 = \"", "sha256 = \"../../");
+    let anothers = |text: String| text.replace("name = \"m\"", "name = \"n\"");
+    // The index is what the limit is held against.
+    let larger = |text: String| text.replace("size = 7", "size = 6");
+    for (index, added, word) in [
+        (&escaping as &dyn Fn(String) -> String, None, "`../x` is not a version"),
+        (&climbing, None, "which is none"),
+        (&anothers, None, "its model.toml is that of model `n`"),
+        (&larger, None, "has 7 bytes; the index says 6"),
+        (&keep, Some("blobs/m/other"), "entry `blobs/m/other` is not in the index"),
+        (&keep, Some("index.toml"), "entry `index.toml` is not in the index"),
+    ] {
+        rewrite(&sound, &hostile, index, added)?;
+        let text = import(&rig.registry, &hostile, LARGEST, &|_| ()).await.expect_err(word).to_string();
+        assert!(text.contains(word), "{text}");
+        assert!(rig.registry.models().await?.is_empty());
+    }
+    // What is not hostile survives the same way.
+    rewrite(&sound, &hostile, keep, None)?;
+    assert_eq!(import(&rig.registry, &hostile, LARGEST, &|_| ()).await?, [model]);
+    Ok(())
+}
+
+/// The same archive with another index, and with one entry more.
+fn rewrite(from: &Path, to: &Path, index: impl Fn(String) -> String, added: Option<&str>) -> Result<()> {
+    let mut builder = tar::Builder::new(File::create(to)?);
+    let mut append = |path: &Path, content: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, path, content)
+    };
+    for entry in tar::Archive::new(File::open(from)?).entries()? {
+        let mut entry = entry?;
+        let (path, mut content) = (entry.path()?.into_owned(), Vec::new());
+        entry.read_to_end(&mut content)?;
+        if path == Path::new("index.toml") {
+            content = index(String::from_utf8(content)?).into_bytes();
+        }
+        append(&path, &content)?;
+    }
+    if let Some(path) = added {
+        append(Path::new(path), b"more")?;
+    }
+    Ok(builder.finish()?)
 }
 
 /// Larger than a part of any upload.
