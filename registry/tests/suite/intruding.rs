@@ -122,3 +122,28 @@ async fn nothing_is_written_through_a_link_at_a_name_that_can_be_guessed() -> Re
     assert_eq!(fs::read(&victim)?, b"precious");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_that_others_may_write_into_holds_no_copies_and_a_version_leads_nowhere_else() -> Result<()> {
+    let rig = Rig::start(Kind::Folder).await?;
+    rig.registry.publish(&rig.package("m", b"weights", "")?, None, &|_| ()).await?;
+    let folder = rig.folder().join("cache");
+    fs::create_dir(&folder)?;
+    let set = |mode| fs::set_permissions(&folder, fs::Permissions::from_mode(mode));
+    let shared = "others may write into it";
+    set(0o777)?;
+    let told = Cache::open(folder.clone(), u64::MAX).err().context("others write there")?.to_string();
+    assert!(told.contains(shared), "{told}");
+    set(0o700)?;
+    let cache = Cache::open(folder.clone(), u64::MAX)?;
+    // Since it was opened, too.
+    set(0o777)?;
+    let told = cache.package(&rig.registry, &m(), "1").await.expect_err("others write there").to_string();
+    assert!(told.contains(shared), "{told}");
+    set(0o700)?;
+    let told = cache.package(&rig.registry, &m(), "../../own").await.expect_err("no version").to_string();
+    assert!(told.contains(sluice_core::manifest::VERSION_RULE), "{told}");
+    assert_eq!(fs::read_dir(&folder)?.count(), 0);
+    cache.package(&rig.registry, &m(), "1").await?;
+    Ok(())
+}
