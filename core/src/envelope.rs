@@ -391,7 +391,8 @@ mod tests {
     fn what_is_copied_into_answers_and_dead_letters_is_bounded() {
         let long = "x".repeat(60_000);
         let stages = format!("rank,{}embed", " ".repeat(60_000));
-        for (name, value) in [(TENANT, &long), (VERSION, &long), (SOURCE, &long), (THEN, &stages)] {
+        let many = ["m"; MOST_STAGES + 1].join(",");
+        for (name, value) in [(TENANT, &long), (VERSION, &long), (SOURCE, &long), (THEN, &stages), (THEN, &many)] {
             let headers = [(ID, "r1"), (REPLY_TO, "inbox:_INBOX.x"), (name, value)];
             let malformed = Envelope::read(Lane::Normal, headers.into_iter()).expect_err(name);
             assert!(malformed.reason.contains(name) && malformed.reason.contains("at most"), "{}", malformed.reason);

@@ -118,6 +118,8 @@ fn more_tensors_than_any_model_has_are_refused_and_not_read() {
         assert!(refusal(ContentType::Json, json_body(body)).contains("more than 1024 elements"));
         assert!(began.elapsed() < std::time::Duration::from_secs(5), "it took {:?}", began.elapsed());
     }
+    let deep = json!({ "inputs": [{ "name": "x", "datatype": "BOOL", "shape": vec![1; 50_000], "data": [true] }] });
+    assert!(refusal(ContentType::Json, json_body(deep)).contains("more than 64 elements"));
     let twice: Vec<_> = (0..1000).chain([7]).map(tensor).collect();
     assert_eq!(refusal(ContentType::Json, json_body(json!({ "inputs": twice }))), "input `00007` is given twice");
 }
