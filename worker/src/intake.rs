@@ -29,7 +29,7 @@ pub struct Ticket {
     pub traceparent: Option<String>,
     /// Attempts charged before this one.
     pub charged: u32,
-    /// Held while something is here that was there when its worker died.
+    /// The station's, of a request that was charged an attempt: dropped with it, so that the station knows when none is here.
     pub suspect: Option<Arc<()>>,
     pub hold: Box<dyn Hold>,
 }

@@ -51,9 +51,9 @@ pub struct Station {
     pub replying: TaskTracker,
     /// As seen lately; `None` before the first.
     rows_per_request: Option<f64>,
-    /// Of this, requests that were with a worker when it died have a share each.
+    /// Each request here that was charged an attempt holds a share of this: one of them may have killed its worker.
     suspects: Arc<()>,
-    /// Whether the last one received was none of these; not so before the first.
+    /// Whether the request received last had not been charged; false before the first.
     unsuspected: bool,
     seconds_per_row: f64,
     /// Set when the process must not go on.
@@ -117,8 +117,8 @@ impl Station {
         self.running.is_empty() && self.decoding.is_empty() && self.batcher.len() == 0
     }
 
-    /// Requests that slots can soon use. One, as long as some are here or may come that were with a worker when it died: whatever is held
-    /// beside the one of them that kills it is charged an attempt as well.
+    /// Requests that slots can soon use. Only one while charged requests are here, or more of them may come: should one kill the process,
+    /// whatever is held beside it is charged an attempt as well.
     pub fn credit(&self) -> usize {
         if !self.unsuspected || Arc::strong_count(&self.suspects) > 1 {
             return 1 + self.waiting();

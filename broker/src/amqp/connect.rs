@@ -43,7 +43,7 @@ pub(super) struct Link {
     telling: Shared,
     pub standing: Arc<Standing>,
     one_at_a_time: tokio::sync::Mutex<Option<Channel>>,
-    /// Held by who looks for an exchange, as the others' channels are.
+    /// Locked while an exchange is declared: of many callers at once only one does it.
     pub declaring: tokio::sync::Mutex<()>,
     /// Exchanges and result streams that are known to be there, and where something was stored.
     seen: Mutex<HashSet<String>>,
@@ -55,7 +55,7 @@ pub(super) struct Link {
     frame: AtomicUsize,
 }
 
-/// A channel that many use. Who needs it first opens it, and the others wait for that: one for each of thousands that come at once
+/// A channel that all callers share. The first caller opens it, and the others wait for it: a channel for each of thousands of callers
 /// would be more than a connection may have.
 #[derive(Default)]
 struct Shared {
