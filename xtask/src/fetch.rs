@@ -100,27 +100,6 @@ pub fn pip_install(target: &Path, requirements: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Makes a Python of its own in a folder, with these packages and what they need.
-pub fn virtual_environment(target: &Path, requirements: &[&str]) -> Result<()> {
-    need_python()?;
-    eprintln!("fetching {} into {}", requirements.join(", "), target.display());
-    if target.exists() {
-        fs::remove_dir_all(target)?;
-    }
-    let run = |program: &Path, arguments: &[&str]| -> Result<()> {
-        let mut command = Command::new(program);
-        command.args(arguments).stdin(Stdio::null()).stdout(std::io::stderr());
-        let status = command.status().with_context(|| format!("cannot run `{}`", program.display()))?;
-        if !status.success() {
-            bail!("`{} {}` failed (its output stands above)", program.display(), arguments.join(" "));
-        }
-        Ok(())
-    };
-    run(Path::new("python3"), &["-m", "venv", &target.display().to_string()])?;
-    let install = ["-m", "pip", "install", "--quiet", "--no-cache-dir", "--disable-pip-version-check"];
-    run(&target.join("bin/python"), &[&install, requirements].concat())
-}
-
 const UNPACK: &str = r#"
 import sys, zipfile
 wheel, target, wanted = sys.argv[1], sys.argv[2], sys.argv[3:]

@@ -53,7 +53,7 @@ pub fn check(pytorch: &str) -> Result<()> {
     cargo(&["build", "--workspace", "--bins"])?;
     let report = target_folder().join("gpu-kit/report");
     let mut command = Command::new(kit.join("gpu-check.sh"));
-    command.arg("--report").arg(&report).env("PYTHON", setup::python_with(pytorch)?);
+    command.arg("--report").arg(&report).env("PYTHONPATH", setup::pytorch(pytorch)?);
     let status = command.stdin(Stdio::null()).status().context("cannot run gpu-check.sh")?;
     ensure!(status.success(), "the check failed: see {}.md", report.display());
     Ok(())

@@ -65,18 +65,9 @@ pub fn libtorch_of(pytorch: &str) -> Result<PathBuf> {
     Ok(folder.join("torch"))
 }
 
-/// A Python that has PyTorch of that version with all of CUDA: some 5 GB.
-pub fn python_with(pytorch: &str) -> Result<PathBuf> {
-    let cache = cache::directory()?;
-    let folder = cache.join(format!("python-torch-{pytorch}"));
-    if !cache::is_complete(&folder) {
-        let _lock = cache::lock(&cache)?;
-        if !cache::is_complete(&folder) {
-            fetch::virtual_environment(&folder, &[&format!("torch=={pytorch}")])?;
-            cache::seal(&folder)?;
-        }
-    }
-    Ok(folder.join("bin/python"))
+/// A folder with PyTorch of that version and all of CUDA, some 5 GB, for `PYTHONPATH`.
+pub fn pytorch(version: &str) -> Result<PathBuf> {
+    python_folder(&format!("python-pytorch-{version}"), &[&format!("torch=={version}")])
 }
 
 fn wheels(accelerator: Accelerator, version: &str) -> Result<Vec<Wheel>> {
